@@ -1,0 +1,1 @@
+"""What watches a run: predictions, provenance, logs."""

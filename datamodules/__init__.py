@@ -1,0 +1,1 @@
+"""What a scan is, and how it reaches a batch."""

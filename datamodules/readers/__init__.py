@@ -1,0 +1,1 @@
+"""One reader per data set layout: a folder in, a cohort table out."""

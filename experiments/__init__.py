@@ -1,0 +1,1 @@
+"""What asks a question: command line, studies, comparison, report."""

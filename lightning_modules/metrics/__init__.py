@@ -1,0 +1,1 @@
+"""Metrics: a functional form, and a class form with a reduce rule where it accumulates."""

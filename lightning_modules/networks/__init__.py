@@ -1,0 +1,1 @@
+"""Networks in pure torch: no Lightning, no files."""
