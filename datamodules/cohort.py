@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -125,16 +125,16 @@ class Cohort:
             raise InputError(f"{path}: a cohort table ends in .parquet or .csv; rename --out")
         frame = self.frame.copy()
         for column in ("image", "mask"):
-            frame[column] = [self._relative_to(value, path.parent) for value in frame[column]]
+            frame[column] = pd.array([self._relative_to(value, path.parent) for value in frame[column]], dtype="string")
         with atomic_path(path) as temporary:
             if path.suffix == ".parquet":
                 frame.to_parquet(temporary, index=False)
             else:
                 frame.to_csv(temporary, index=False)
 
-    def _relative_to(self, value: object, folder: Path) -> object:
+    def _relative_to(self, value: object, folder: Path) -> str | None:
         if not isinstance(value, str):
-            return value
+            return None
         return PurePosixPath(os.path.relpath(self.root / value, folder)).as_posix()
 
     @cached_property
@@ -199,8 +199,8 @@ class Cohort:
     def __iter__(self) -> Iterator[Scan]:
         return iter(self.scans)
 
-    def _scan(self, row: dict[str, object]) -> Scan:
-        values = {name: None if pd.isna(row[name]) else row[name] for name in COLUMNS}  # type: ignore[call-overload]
+    def _scan(self, row: Mapping[Hashable, object]) -> Scan:
+        values = {name: None if pd.isna(row[name]) else row[name] for name in COLUMNS}
         labels = str(values["mask_labels"] or "")
         return Scan(
             scan_id=str(values["scan_id"]),

@@ -1,0 +1,1 @@
+"""Shipped configurations: short YAML overlays for data, model and trainer."""

@@ -1,0 +1,1 @@
+"""Shipped studies: arms, folds, seeds and the comparison asked for."""
