@@ -1,0 +1,226 @@
+"""``hepastage cohort …``: make the cohort table from a data set's folder, and check it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datamodules.errors import InputError
+
+if TYPE_CHECKING:
+    from datamodules.cohort import Cohort
+
+Subparsers = argparse._SubParsersAction  # the only name that argparse gives this type
+DIRECTORY_NOTE = "Images stay where they are: the table refers to them."
+DICOM_NOTE = "Each DICOM series is converted once to NIfTI, into a folder beside the table."
+
+
+def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add ``cohort`` and its readers to the front door's parser."""
+    parser = subparsers.add_parser(
+        "cohort", help="make or check the cohort table: one row per scan", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="cohort_command", metavar="LAYOUT", required=True)
+    _register_phantom(commands)
+    _register_nifti(commands)
+    _register_public(commands)
+    _register_dicom(commands)
+    if importlib.util.find_spec("experiments.commands.cohort_check") is not None:
+        importlib.import_module("experiments.commands.cohort_check").register(commands)
+
+
+def _register_phantom(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("phantom", help="digital liver phantoms with a known truth", allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; holds cohort.parquet")
+    parser.add_argument("--patients", type=_positive, required=True, metavar="N", help="how many patients")
+    parser.add_argument("--seed", type=int, required=True, metavar="S", help="same seed, same bytes")
+    parser.add_argument(
+        "--shortcut",
+        action="store_true",
+        help="plant a sign outside the liver that gives away the label in training only",
+    )
+    parser.set_defaults(run=_phantom)
+
+
+def _register_nifti(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = _reader(
+        commands,
+        "nifti",
+        "any folder of NIfTI images and masks, by file-name patterns",
+        _nifti,
+        epilog="Patterns may include sub-folders. Fields: {id} {patient} {sequence} {visit} {source}, each a part of "
+        "one file or folder name; {id:[0-9]+} restricts a field; * is anything within a name.",
+    )
+    parser.add_argument("--image", required=True, metavar="PATTERN", help="images, such as 'image_{id}.nii.gz'")
+    parser.add_argument("--mask", metavar="PATTERN", help="reference masks, such as 'label_{id}.nii.gz'")
+    parser.add_argument(
+        "--mask-label", type=_labels, default=(1,), metavar="N[,N]", help="mask values that are liver (default 1)"
+    )
+    parser.add_argument(
+        "--sequence", default="{sequence}", metavar="NAME", help="T1W, T2W, …; left out where --image holds {sequence}"
+    )
+    parser.add_argument(
+        "--source",
+        default="{source}",
+        metavar="NAME",
+        help="cohort, site or vendor; left out where --image holds {source}",
+    )
+    parser.add_argument("--patient", metavar="PATTERN", help="finds {patient} in the {id}, such as '{patient}-*'")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="measured targets by patient_id or scan_id")
+
+
+def _register_public(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    _reader(
+        commands, "cirrmri", "CirrMRI600+: cirrhosis T1 and T2 volumes, healthy subjects, metadata", _plain("cirrmri")
+    )
+    _reader(commands, "care-liver", "CARE-Liver / LiFS: LiQA training data, fibrosis S1–S4", _plain("care_liver"))
+    _reader(commands, "amos", "AMOS22: its MRI part", _plain("amos"))
+    _reader(commands, "atlas", "ATLAS: contrast-enhanced T1, liver and tumour merged", _plain("atlas"))
+    _reader(commands, "csv", "a CSV of the cohort table's columns, paths relative to it", _plain("csv"))
+    nnunet = _reader(commands, "nnunet", "nnU-Net raw data set: imagesTr, labelsTr, dataset.json", _nnunet)
+    nnunet.add_argument(
+        "--mask-label", type=_labels, metavar="N[,N]", help="values that are liver (default: 'liver' of dataset.json)"
+    )
+    nnunet.add_argument(
+        "--sequence", action="append", metavar="[CHANNEL=]NAME", help="sequence of a channel (default: channel_names)"
+    )
+    nnunet.add_argument("--source", metavar="NAME", help="default: the data set's name")
+    nnunet.add_argument(
+        "--patient-pattern", metavar="PATTERN", help="finds {patient} in the case, such as '{patient}-*'"
+    )
+
+
+def _register_dicom(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    _reader(commands, "chaos", "CHAOS: MR train sets, DICOM with PNG truth", _converted("chaos"), epilog=DICOM_NOTE)
+    _reader(commands, "duke", "Duke DLDS: DICOM images and masks", _converted("duke"), epilog=DICOM_NOTE)
+    dicom = _reader(
+        commands, "dicom", "folders of DICOM series", _converted("dicom", "sequence", "source"), epilog=DICOM_NOTE
+    )
+    dicom.add_argument("--sequence", metavar="NAME", help="the sequence of every series (default: from the series)")
+    dicom.add_argument("--source", required=True, metavar="NAME", help="cohort, site or vendor")
+
+
+def _reader(
+    commands: Subparsers[argparse.ArgumentParser],
+    name: str,
+    about: str,
+    read: Callable[[argparse.Namespace], Cohort],
+    epilog: str = DIRECTORY_NOTE,
+) -> argparse.ArgumentParser:
+    """The parser of one layout: ROOT and --out, and the handler that reads and saves."""
+    parser = commands.add_parser(name, help=about, description=about, epilog=epilog, allow_abbrev=False)
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="COHORT", help="table to write, .parquet or .csv")
+
+    def run(args: argparse.Namespace) -> int:
+        _check_out(args.out)
+        cohort = read(args)
+        cohort.save(args.out)
+        _say_summary(cohort, args.out)
+        return 0
+
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _phantom(args: argparse.Namespace) -> int:
+    from datamodules.phantom import make_phantom
+
+    cohort = make_phantom(args.out, patients=args.patients, seed=args.seed, shortcut=args.shortcut)
+    _say_summary(cohort, args.out / "cohort.parquet")
+    return 0
+
+
+def _nifti(args: argparse.Namespace) -> Cohort:
+    from datamodules.readers import nifti
+
+    return nifti.read(
+        args.root,
+        args.image,
+        mask=args.mask,
+        mask_labels=args.mask_label,
+        sequence=args.sequence,
+        source=args.source,
+        patient=args.patient,
+        labels=args.labels,
+        notify=_notice,
+    )
+
+
+def _nnunet(args: argparse.Namespace) -> Cohort:
+    from datamodules.readers import nnunet
+
+    return nnunet.read(
+        args.root,
+        mask_labels=args.mask_label,
+        sequences=args.sequence,
+        source=args.source,
+        patient=args.patient_pattern,
+        notify=_notice,
+    )
+
+
+def _plain(module: str) -> Callable[[argparse.Namespace], Cohort]:
+    """A handler that calls ``datamodules.readers.<module>.read(root, notify=…)``."""
+
+    def read(args: argparse.Namespace) -> Cohort:
+        reader = importlib.import_module(f"datamodules.readers.{module}")
+        cohort: Cohort = reader.read(args.root, notify=_notice)
+        return cohort
+
+    return read
+
+
+def _converted(module: str, *options: str) -> Callable[[argparse.Namespace], Cohort]:
+    """A handler that calls ``datamodules.readers.<module>.read(root, <out stem>_nifti/, …)``."""
+
+    def read(args: argparse.Namespace) -> Cohort:
+        reader = importlib.import_module(f"datamodules.readers.{module}")
+        folder = args.out.absolute().with_name(f"{args.out.stem}_nifti")
+        cohort: Cohort = reader.read(args.root, folder, **{name: getattr(args, name) for name in options})
+        return cohort
+
+    return read
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a bad --out before the work and not after it."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise InputError(f"--out {out}: a cohort table ends in .parquet or .csv; rename it")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name the table in it")
+
+
+def _notice(text: str) -> None:
+    sys.stderr.write(f"note: {' '.join(text.split())}\n")
+
+
+def _say_summary(cohort: Cohort, out: Path) -> None:
+    frame = cohort.frame
+
+    def counts(column: str) -> str:
+        return ", ".join(f"{name} {count}" for name, count in frame[column].value_counts(sort=False).items())
+
+    sys.stdout.write(
+        f"{out}: {len(cohort)} scans of {len(cohort.patients)} patients; sequences: {counts('sequence')}; "
+        f"sources: {counts('source')}; {int(frame['mask'].notna().sum())} with a mask\n"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _labels(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive whole numbers such as 1 or 1,2")
+    return tuple(int(part) for part in parts)
