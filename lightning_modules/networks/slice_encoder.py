@@ -1,0 +1,148 @@
+"""A timm backbone over slices that hands out the feature maps of every stage, gated on the way if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict
+from timm.models._features import FeatureListNet
+from torch import Tensor, nn
+
+from lightning_modules.networks.mask_injection import MaskGate, resize_mask
+
+
+class SliceEncoder(nn.Module):
+    """Encode slices with a timm backbone.
+
+    timm's ``features_only`` gives the backbone as a chain of modules, some of which end a stage. We
+    walk the chain ourselves, so that a gated map is what the next stage sees. This holds for ResNet,
+    DenseNet, VGG, ConvNeXt, Swin, PVTv2 and MambaOut alike; maps are handed out as (N, C, H, W)
+    whatever the backbone's own layout. Backbones without such a chain (plain vision transformers)
+    have their maps gated only after the last block of each; gating is refused for them.
+
+    Args:
+        backbone: timm's name of the model.
+        in_channels: Channels of a slice.
+        pretrained: Load timm's weights. Fails where they cannot be had; never random in silence.
+        weights_file: A local file with weights in timm's naming (``.pth`` or ``.safetensors``), used
+            instead of downloading.
+        gate: Gate each stage's maps by the mask.
+        initial_pass: Share of the outside that a gate lets pass at the start.
+
+    Raises:
+        ValueError: Unknown backbone, weights that cannot be had or do not fit, or a backbone that
+            cannot be gated.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        in_channels: int = 1,
+        pretrained: bool = False,
+        weights_file: str | Path | None = None,
+        gate: bool = False,
+        initial_pass: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.backbone = _build(backbone, in_channels, pretrained, weights_file)
+        self.is_chain = isinstance(self.backbone, FeatureListNet)
+        if gate and not self.is_chain:
+            raise ValueError(f"backbone {backbone}: its stages cannot be gated; leave 'gate' out of mask_injection")
+        self.channels: tuple[int, ...] = tuple(self.backbone.feature_info.channels())
+        self.reductions: tuple[int, ...] = tuple(self.backbone.feature_info.reduction())
+        self.channels_last_output = str(getattr(self.backbone, "output_fmt", "NCHW")).upper().endswith("NHWC")
+        self.gates = nn.ModuleList(MaskGate(n, initial_pass) for n in self.channels) if gate else None
+
+    def forward(self, slices: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Encode.
+
+        Args:
+            slices: Shape (N, C, I, J).
+            mask: Share of liver, in [0, 1], shape (N, 1, I, J); needed where stages are gated.
+
+        Returns:
+            The stages' feature maps, highest resolution first, each (N, C', H, W).
+
+        Raises:
+            ValueError: The stages are gated and no mask was given.
+        """
+        if self.gates is not None and mask is None:
+            raise ValueError("the encoder's stages are gated by the mask, but the batch holds no mask")
+        slices = slices.contiguous(memory_format=torch.channels_last)
+        if not self.is_chain:
+            return [self._channels_first(features) for features in self.backbone(slices)]
+        stages: list[Tensor] = []
+        features = slices
+        for name, module in self.backbone.items():
+            features = module(features)
+            if name in self.backbone.return_layers:
+                stage = self._channels_first(features)
+                if self.gates is not None and mask is not None:
+                    stage = self.gates[len(stages)](stage, resize_mask(mask, stage.shape[2:]))
+                    features = stage.permute(0, 2, 3, 1) if self.channels_last_output else stage
+                stages.append(stage)
+        return stages
+
+    def _channels_first(self, features: Tensor) -> Tensor:
+        return features.permute(0, 3, 1, 2) if self.channels_last_output else features
+
+
+def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str | Path | None) -> nn.Module:
+    """Build the backbone, with weights from the index, from a file, or none."""
+    if not timm.is_model(backbone.split(".")[0]):
+        near = timm.list_models(f"*{backbone.split('.')[0].split('_')[0]}*")[:5]
+        raise ValueError(f"backbone {backbone!r} is not known to timm {timm.__version__}; near names: {near}")
+    options: dict[str, object] = {"features_only": True, "in_chans": in_channels}
+    if "swin" in backbone:
+        options["strict_img_size"] = False  # otherwise only the size it was trained at is taken
+    if weights_file is not None:
+        _check_weights(backbone, Path(weights_file))
+        options["pretrained_cfg_overlay"] = {"file": str(weights_file)}
+        return _create(backbone, True, options)
+    if not pretrained:
+        return _create(backbone, False, options)
+    try:
+        return _create(backbone, True, options)
+    except Exception as error:  # whatever the hub, the network or the cache raises: the user's way out is the same
+        raise ValueError(
+            f"backbone {backbone}: the pretrained weights could not be loaded ({type(error).__name__}); "
+            "connect once so that they are cached, or give weights_file, or set pretrained: false"
+        ) from error
+
+
+def _create(backbone: str, pretrained: bool, options: dict[str, object]) -> nn.Module:
+    model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **options)
+    return model
+
+
+def _check_weights(backbone: str, path: Path) -> None:
+    """Check that the file holds every weight of the backbone, since timm only logs what is missing."""
+    if not path.is_file():
+        raise ValueError(f"weights_file {path}: there is no such file; check the path")
+    try:
+        found: Sequence[str] = list(load_state_dict(str(path)))
+    except Exception as error:  # unpickling a broken file can raise nearly anything
+        raise ValueError(
+            f"weights_file {path}: cannot be read ({type(error).__name__}); give a .pth or .safetensors"
+        ) from error
+    with torch.device("meta"):
+        model = timm.create_model(backbone)
+    head = (
+        tuple(model.pretrained_cfg.get("classifier") or ())
+        if not isinstance(model.pretrained_cfg.get("classifier"), str)
+        else (model.pretrained_cfg["classifier"],)
+    )
+    needed = [key for key in model.state_dict() if not key.startswith((*head, "head."))]
+    missing = sorted(set(needed) - set(found))
+    # norms kept only for the classifier are not part of the feature maps
+    missing = [
+        key for key in missing if not key.endswith("num_batches_tracked") and "relative_position_index" not in key
+    ]
+    if missing:
+        raise ValueError(
+            f"weights_file {path}: {len(missing)} of {len(needed)} weights of {backbone} are missing "
+            f"(first: {missing[0]}); the file must hold this backbone in timm's naming"
+        )
