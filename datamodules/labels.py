@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-import pandas as pd
-
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 
@@ -126,9 +124,11 @@ class LabelRule:
         target: dict[str, int] = {}
         missing: list[str] = []
         faults: list[str] = []
-        for patient, rows in cohort.frame.groupby("patient_id", sort=True):
+        measured = _by_patient(cohort, self.measure)
+        volunteers = _by_patient(cohort, "healthy") if self.healthy_negative else {}
+        for patient in cohort.patients:
             try:
-                label = self._patient(rows)
+                label = self._patient(measured.get(patient, []), volunteers.get(patient, []))
             except _DisagreementError as error:
                 faults.append(
                     f"{cohort.name}: patient {patient!r}: scans disagree under the rule {self}: {error}; "
@@ -136,41 +136,42 @@ class LabelRule:
                 )
                 continue
             if label is None:
-                missing.append(str(patient))
+                missing.append(patient)
             else:
-                target[str(patient)] = label
+                target[patient] = label
         if faults:
             raise InputError(*faults)
         return Labels(str(self), target, self.class_names, tuple(missing))
 
-    def _patient(self, rows: pd.DataFrame) -> int | None:
-        if self.measure != "healthy":
-            measured = _values(rows, self.measure)
-            classes = {self.class_of(float(str(value))) for _, value in measured}
-            if len(classes) > 1:
-                raise _DisagreementError(", ".join(f"{scan} has {self.measure} {value}" for scan, value in measured))
-            if classes:
-                return classes.pop()
-            if not self.healthy_negative:
-                return None
-        flags = _values(rows, "healthy")
-        kinds = {bool(value) for _, value in flags}
-        if len(kinds) > 1:
-            raise _DisagreementError(", ".join(f"{scan} has healthy {str(flag).lower()}" for scan, flag in flags))
-        if kinds == {True}:
+    def _patient(self, measured: list[tuple[str, float]], volunteer: list[tuple[str, float]]) -> int | None:
+        """Class of one patient, from (scan id, value) of the measure and of the column healthy."""
+        if self.measure == "healthy":
+            flag = _agreed(measured, [int(value) for _, value in measured], "healthy")
+            return None if flag is None else 1 - flag
+        label = _agreed(measured, [self.class_of(value) for _, value in measured], self.measure)
+        if label is None and _agreed(volunteer, [int(value) for _, value in volunteer], "healthy") == 1:
             return 0
-        return 1 if kinds and self.measure == "healthy" else None
+        return label
 
 
 class _DisagreementError(Exception):
     """Scans of one patient give different classes."""
 
 
-def _values(rows: pd.DataFrame, column: str) -> list[tuple[str, object]]:
-    """(scan id, value) of the scans that have a value, by scan id."""
-    return sorted(
-        (str(scan), value) for scan, value in zip(rows["scan_id"], rows[column], strict=True) if not pd.isna(value)
-    )
+def _agreed(values: list[tuple[str, float]], classes: list[int], column: str) -> int | None:
+    """The one class of all scans, or None without a scan that has a value."""
+    if len(set(classes)) > 1:
+        raise _DisagreementError(", ".join(f"{scan} has {column} {value:g}" for scan, value in values))
+    return classes[0] if classes else None
+
+
+def _by_patient(cohort: Cohort, column: str) -> dict[str, list[tuple[str, float]]]:
+    """(scan id, value) of the scans that have a value, by patient."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    rows = cohort.frame[["patient_id", "scan_id", column]].dropna().sort_values("scan_id")
+    for patient, scan, value in zip(rows["patient_id"], rows["scan_id"], rows[column], strict=True):
+        found.setdefault(patient, []).append((scan, float(value)))
+    return found
 
 
 def _span(prefix: str, first: int, last: int) -> str:

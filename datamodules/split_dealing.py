@@ -51,20 +51,14 @@ def deal(patients: Sequence[str], labels: Sequence[str], folds: int, seed: int) 
     Returns:
         The parts, each sorted; every patient is in exactly one.
     """
-    import warnings
-
     from sklearn.model_selection import StratifiedKFold
 
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     ids = np.asarray(patients, dtype=object)
     # whole numbers, as a label that looks like a number must not be read as one
-    codes = [sorted(set(labels)).index(label) for label in labels]
-    if max(Counter(codes).values()) < folds:
-        codes = [0] * len(codes)
-    with warnings.catch_warnings():
-        # patients without a class to guard may fall into strata smaller than the number of folds
-        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        return [tuple(sorted(ids[test].tolist())) for _, test in splitter.split(ids, codes)]
+    number = {label: code for code, label in enumerate(sorted(set(labels)))}
+    codes = [number[label] for label in labels]
+    return [tuple(sorted(ids[test].tolist())) for _, test in splitter.split(ids, codes)]
 
 
 def carve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_json, write_json
 from datamodules.labels import LabelRule, parse_rule
-from datamodules.split_making import PARTS, Fold, plan
+from datamodules.split_making import plan
+from datamodules.split_schemes import PARTS, Fold
 
 __all__ = ["FORMAT", "PARTS", "SCHEMES", "Fold", "Splits", "make_splits"]
 
@@ -76,7 +78,9 @@ class Splits:
         faults = _form_faults(value)
         if faults:
             raise InputError(*(f"{path}: {fault}; make it anew with 'hepastage split make'" for fault in faults))
-        folds = tuple(Fold(*(tuple(fold[part]) for part in PARTS), fold.get("name", "")) for fold in value["folds"])
+        folds = tuple(
+            Fold(**{part: tuple(fold[part]) for part in PARTS}, name=fold.get("name", "")) for fold in value["folds"]
+        )
         return cls(
             value["scheme"],
             value["seed"],
@@ -156,17 +160,19 @@ class Splits:
                 f"made for another table than {cohort.name} (cohort hash {self.cohort_sha256[:12]}, "
                 f"the table's is {cohort.sha256[:12]}); make the split anew, or give the whole table it was made for"
             )
-        for patient in sorted(set().union(*placed, self.excluded) - known):
-            faults.append(f"patient {patient!r} is not in {cohort.name}; make the split anew")
-        for patient in sorted(set(self.excluded) & set().union(*placed)):
-            faults.append(f"patient {patient!r} is excluded and in a part as well; make the split anew")
-        for patient in sorted(known - set().union(*placed, self.excluded)):
-            faults.append(f"patient {patient!r} of {cohort.name} is in no part and not excluded; make the split anew")
+        anywhere = set().union(*placed)
+        faults += _each(anywhere.union(self.excluded) - known, f"is not in {cohort.name}")
+        faults += _each(anywhere & set(self.excluded), "is excluded and in a part as well")
+        faults += _each(known - anywhere.union(self.excluded), "is in no part and not excluded")
         if faults:
             return faults
+        needed = self._needed(cohort) - set(self.excluded)
         for index, patients in enumerate(placed):
-            absent = sorted(self._needed(cohort) - set(self.excluded) - patients)
-            faults += [f"fold {index}: patient {patient!r} is in no part; make the split anew" for patient in absent]
+            faults += _each(needed - patients, "is in no part", f"fold {index}: ")
+        if self.scheme == "kfold":
+            tested = Counter(patient for fold in self.folds for patient in fold.test)
+            wrong = {patient for patient, times in tested.items() if times != self.repeats}
+            faults += _each(wrong, f"is not in test {self.repeats} time{'s' * (self.repeats > 1)}, as in k-fold")
         return faults
 
     def _needed(self, cohort: Cohort) -> set[str]:
@@ -185,6 +191,14 @@ def fold_overlaps(fold: Fold) -> dict[str, list[str]]:
         for patient in patients:
             where.setdefault(patient, []).append(part)
     return {patient: parts for patient, parts in sorted(where.items()) if len(parts) > 1}
+
+
+def _each(patients: Iterable[str], fault: str, prefix: str = "", most: int = 10) -> list[str]:
+    """One line a patient; of a split for another cohort, the first ``most`` and how many more."""
+    ordered = sorted(patients)
+    lines = [f"{prefix}patient {patient!r} {fault}; make the split anew" for patient in ordered[:most]]
+    more = len(ordered) - most
+    return [*lines, f"{prefix}{more} more patients: each {fault}; make the split anew"] if more > 0 else lines
 
 
 def _form_faults(value: object) -> list[str]:
@@ -214,12 +228,17 @@ def _form_faults(value: object) -> list[str]:
                 faults.append(f"fold {index}: {part} is not a list of patient ids (text)")
             elif not ids:
                 faults.append(f"fold {index}: {part} is empty")
+            elif len(set(ids)) < len(ids):
+                twice = sorted(patient for patient, times in Counter(ids).items() if times > 1)
+                faults.append(f"fold {index}: {part} names {', '.join(map(repr, twice))} more than once")
     if not faults:
         for rule in (value["rule"], value.get("test_rule")):
             try:
                 parse_rule(rule or "none")
             except InputError as error:
                 faults += error.faults
+        if not all(isinstance(reason, str) for reason in value.get("excluded", {}).values()):
+            faults.append("excluded is not a reason (text) by patient")
         if value["scheme"] not in SCHEMES:
             faults.append(f"unknown scheme {value['scheme']!r}")
     return faults
@@ -246,8 +265,9 @@ def make_splits(
     Args:
         cohort: The table.
         rule: Label rule that parts are stratified by, with the source; ``none`` for source alone.
-        folds: Number of folds. K-fold: 5 unless told, at least 2. With ``official``: 1 unless told; more
-            let valid rotate over the patients outside test. Without meaning for ``by`` and given ids.
+        folds: Number of folds. K-fold: 5 unless told, at least 2. With ``official`` or ``test_patients``: 1
+            unless told; more let valid rotate over the patients outside test. With ``by`` there are as many
+            folds as sources, whatever is told.
         seed: 0 to 2^32 - 1.
         test_rule: Label rule of test parts where it differs (train on LSM, test on histology).
         by: ``source`` makes one fold for each source, which is its test part.
@@ -256,8 +276,8 @@ def make_splits(
         repeats: Make the k-fold division so many times anew.
         valid_fraction: Share of the patients outside test that becomes valid. Unless told: the next fold's
             test part in k-fold (from 3 folds on), the official valid part, else 0.2.
-        test_patients: Ids of the test part of one fold.
-        valid_patients: Ids of its valid part; drawn where left out.
+        test_patients: Ids of the test part.
+        valid_patients: Ids of the valid part, with one fold; drawn where left out.
         resolve: What to do with patients whose scans have different official parts: ``test`` moves them to
             the strictest of these, ``exclude`` leaves them out; None refuses.
         unlabelled: ``exclude`` lists patients without the label under ``excluded``; ``train`` puts them into
