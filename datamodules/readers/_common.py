@@ -16,6 +16,7 @@ import pandas as pd
 
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
+from datamodules.readers._patterns import Pattern
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 Notify = Callable[[str], None]
@@ -64,7 +65,7 @@ def existing_folder(root: Path, what: str) -> Path:
 
 
 def files_below(root: Path, depth: int | None = None) -> list[str]:
-    """All files below a folder, hidden ones left out (macOS puts a ``._x`` beside every ``x``).
+    """All files below a folder, hidden ones left out, and what macOS adds (``._x``, ``__MACOSX``).
 
     Args:
         root: Where to start.
@@ -92,9 +93,9 @@ def files_below(root: Path, depth: int | None = None) -> list[str]:
             continue
         seen.add(real)
         level = len(place.relative_to(root).parts) + 1
-        folders[:] = [] if level == depth else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if level == depth else sorted(name for name in folders if not _hidden(name))
         if depth is None or level == depth:
-            found += [(place / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
+            found += [(place / name).relative_to(root).as_posix() for name in files if not _hidden(name)]
     for path in found:
         try:
             path.encode("utf-8")
@@ -103,6 +104,24 @@ def files_below(root: Path, depth: int | None = None) -> list[str]:
     if faults:
         raise InputError(*faults)
     return sorted(found, key=natural_key)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def pattern_or_same(case: str, pattern: Pattern | None, place: Path) -> dict[str, str]:
+    """The patient (and visit) that a pattern finds in a case's name; the case itself without a pattern.
+
+    Raises:
+        InputError: The case does not match.
+    """
+    if pattern is None:
+        return {"patient": case}
+    found = pattern.match(case)
+    if found is None:
+        raise InputError(f"{place}: {case!r} does not match {pattern.option} {pattern.text!r}; correct the pattern")
+    return found
 
 
 def nifti_stem(name: str) -> str | None:

@@ -88,5 +88,17 @@ class Pattern:
         return _TOKEN.sub(lambda token: values.get(token["name"] or "", token[0]), self.text)
 
 
+def patient_pattern(text: str, option: str) -> Pattern:
+    """A pattern that finds the patient, and perhaps the visit, in a case's name.
+
+    Raises:
+        InputError: It is no pattern, or holds other fields.
+    """
+    pattern = Pattern(text, option)
+    if "patient" not in pattern.fields or set(pattern.fields) - {"patient", "visit"}:
+        raise InputError(f"{option} {text!r}: must hold {{patient}}, and of the others {{visit}} at most")
+    return pattern
+
+
 def _said(values: dict[str, str]) -> str:
     return " ".join(f"{name}={value!r}" for name, value in values.items())

@@ -7,8 +7,18 @@ from pathlib import Path
 
 from datamodules.cohort import COLUMNS, EXTRA_PREFIX, Cohort
 from datamodules.errors import InputError
-from datamodules.readers._common import Notify, Row, cohort_of, existing_folder, files_below, listed, read_rows, warn
-from datamodules.readers._patterns import Pattern
+from datamodules.readers._common import (
+    Notify,
+    Row,
+    cohort_of,
+    existing_folder,
+    files_below,
+    listed,
+    pattern_or_same,
+    read_rows,
+    warn,
+)
+from datamodules.readers._patterns import Pattern, patient_pattern
 
 LABEL_COLUMNS = tuple(
     name
@@ -58,7 +68,7 @@ def read(
     root = existing_folder(root, "the images")
     image_pattern = Pattern(image, "--image")
     mask_pattern = None if mask is None else Pattern(mask, "--mask")
-    id_pattern = None if patient is None else Pattern(patient, "--patient")
+    id_pattern = None if patient is None else patient_pattern(patient, "--patient")
     _check_patterns(image_pattern, mask_pattern, id_pattern, sequence, source)
     if mask_pattern and (not mask_labels or any(label < 1 for label in mask_labels)):
         raise InputError(f"--mask-label {listed(mask_labels)}: name the mask's positive values that are liver")
@@ -73,14 +83,11 @@ def read(
     without_mask: list[str] = []
     for path, values in images.values():
         fields = dict(values)
-        if id_pattern is not None:
-            found = id_pattern.match(fields["id"])
-            if found is None:
-                faults.append(
-                    f"{root / path}: the id {fields['id']!r} does not match --patient {patient!r}; correct it"
-                )
-                continue
-            fields |= found
+        try:
+            fields |= {} if id_pattern is None else pattern_or_same(fields["id"], id_pattern, root / path)
+        except InputError as error:
+            faults += error.faults
+            continue
         base = fields.get("id") or fields["patient"]
         # a patient's folder may hold files that are named alike for every patient
         parts = [fields["patient"]] if "patient" in image_pattern.fields and "id" in image_pattern.fields else []
@@ -173,11 +180,8 @@ def _check_patterns(image: Pattern, mask: Pattern | None, patient: Pattern | Non
             faults.append(f"--mask {mask.text!r}: {', '.join(extra)} is not in --image; use '*' for what differs")
         if not {"id", "patient"} & set(mask.fields):
             faults.append(f"--mask {mask.text!r}: has neither {{id}} nor {{patient}}; say whose mask it is")
-    if patient is not None:
-        if "patient" in image.fields or "id" not in image.fields:
-            faults.append("--patient: splits the {id} of --image, which must hold {id} and not {patient}")
-        if "patient" not in patient.fields or set(patient.fields) - {"patient", "visit"}:
-            faults.append(f"--patient {patient.text!r}: must hold {{patient}}, and of the others {{visit}} at most")
+    if patient is not None and ("patient" in image.fields or "id" not in image.fields):
+        faults.append("--patient: splits the {id} of --image, which must hold {id} and not {patient}")
     if faults:
         raise InputError(*faults)
 
