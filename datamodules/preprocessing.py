@@ -50,7 +50,7 @@ class Preprocessing:
     shape: tuple[int, int, int] | None = None
     normalisation: str = "zscore"
     landmarks: tuple[float, ...] = ()
-    mask_interpolation: str = "nearest"
+    mask_interpolation: str = "linear"
     bias_correction: bool = False
 
     def __post_init__(self) -> None:
