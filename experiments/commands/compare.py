@@ -1,0 +1,80 @@
+"""``hepastage compare``: prediction records in, a defended comparison out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``compare`` to the front door."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="compare arms on the same patients, with intervals and paired tests",
+        description="Reads every predictions.parquet below study folders, and plain .parquet or .csv files (another "
+        "group's model can be a row), and writes report.html, table.csv, table.md, table.tex and comparison.json.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="STUDY_DIR|FILE", help="study folders and files")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the report and tables")
+    parser.add_argument("--reference", metavar="ARM", help="arm that others are compared with (direct where present)")
+    parser.add_argument("--metric", metavar="NAME", help="primary metric: auc, accuracy, kappa, macro_f1 …")
+    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
+    parser.add_argument("--threshold", type=float, help="operating point for rows that recorded none")
+    parser.add_argument(
+        "--map",
+        default="",
+        metavar="COLUMN=OWN,…",
+        help="for plain files: which of their columns is which, such as prob=score,target=label,patient_id=case",
+    )
+    parser.set_defaults(run=handler)
+
+
+def handler(args: argparse.Namespace) -> int:
+    """Compare, write the files, print the answer."""
+    from rich.console import Console
+
+    from experiments.compare import compare
+    from experiments.compare_tables import as_rich
+    from experiments.report import write_outputs
+
+    comparison = compare(
+        args.paths,
+        reference=args.reference,
+        metric=args.metric,
+        resamples=args.resamples,
+        level=args.level,
+        seed=args.seed,
+        mapping=parse_map(args.map),
+        threshold=args.threshold,
+    )
+    written = write_outputs(comparison, args.out)
+    console = Console()
+    for found in comparison.families:
+        console.print(as_rich(found))
+        for sentence in found.sentences:
+            console.print(f"  {sentence}", highlight=False, markup=False)
+        console.print()
+    for note in comparison.notes:
+        console.print(f"Note: {note}", style="dim", highlight=False, markup=False)
+    console.print(f"Report: {written[0]}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def parse_map(text: str) -> dict[str, str]:
+    """``prob=score,target=label`` as a mapping from record column to the file's own.
+
+    Raises:
+        InputError: A part has no ``=``.
+    """
+    from datamodules.errors import InputError
+
+    result = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        column, sign, own = part.partition("=")
+        if not sign or not column.strip() or not own.strip():
+            raise InputError(f"--map {part}: no 'column=own'; write for example prob=score,target=label")
+        result[column.strip()] = own.strip()
+    return result

@@ -1,0 +1,205 @@
+"""Every metric of every arm and seed under the same resamples of patients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.compare_records import Unit
+from experiments.statistics_bootstrap import (
+    Statistic,
+    Weights,
+    auc_statistic,
+    interval_of,
+    leave_one_out,
+    patient_weights,
+    seed_weights,
+)
+from experiments.statistics_ordinal import kappa_statistic, macro_f1_statistic, mean_auc_statistic
+from experiments.statistics_proportions import Interval, wilson_interval
+from experiments.statistics_roc import newcombe_interval
+
+Floats = NDArray[np.float64]
+BINARY = ("auc", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "brier")
+MULTICLASS = ("kappa", "accuracy", "macro_f1", "auc_ovr", "mae_stages")
+LOWER_IS_BETTER = frozenset({"brier", "mae_stages"})
+NAMES = {
+    "auc": "AUC",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "brier": "Brier score",
+    "kappa": "Quadratic kappa",
+    "macro_f1": "Macro F1",
+    "auc_ovr": "Mean one-vs-rest AUC",
+    "mae_stages": "Stage error (stages)",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+    "volume_error_ml": "Absolute volume error (ml)",
+}
+_PROPORTIONS = frozenset({"sensitivity", "specificity", "accuracy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A metric that is a weighted mean: sum(w · top) / sum(w · bottom); many of them are two matrix products."""
+
+    top: Floats
+    bottom: Floats
+
+
+def metrics_of(unit: Unit) -> dict[str, Ratio | Statistic]:
+    """The metrics that one unit allows, as functions of patient weights.
+
+    Those that need a threshold are left out where none was recorded; those of a class that does not occur are left
+    out too: they are not estimable.
+    """
+    target, ones = unit.target, np.ones(len(unit.target))
+    if unit.classes > 2:
+        right = (unit.predicted == target).astype(float)
+        error = np.abs(unit.predicted - target).astype(float)
+        found: dict[str, Ratio | Statistic] = {
+            "kappa": kappa_statistic(target, unit.predicted, unit.classes),
+            "accuracy": Ratio(right, ones),
+            "macro_f1": macro_f1_statistic(target, unit.predicted, unit.classes),
+            "mae_stages": Ratio(error, ones),
+        }
+        if len(np.unique(target)) == unit.classes:
+            found["auc_ovr"] = mean_auc_statistic(target, unit.scores)
+        return found
+    positive = (target == 1).astype(float)
+    both = 0 < positive.sum() < len(target)
+    found = {"brier": Ratio((unit.scores - positive) ** 2, ones)}
+    if both:
+        found["auc"] = auc_statistic(target, unit.scores)
+    if unit.has_threshold:
+        right = (unit.predicted == target).astype(float)
+        found["accuracy"] = Ratio(right, ones)
+        if positive.any():
+            found["sensitivity"] = Ratio(right * positive, positive)
+        if not positive.all():
+            found["specificity"] = Ratio(right * (1 - positive), 1 - positive)
+    return found
+
+
+class Resampled:
+    """Values of all metrics of all units: on the patients as they are, in the resamples, and with one left out.
+
+    Args:
+        arms: Arm of each unit; a unit is one seed of one arm.
+        metrics: Metrics of each unit, over the same patients in the same order.
+        target: Class of each patient, shape (n,): resampling keeps the size of each class.
+        resamples: Bootstrap resamples.
+        seed: Of the random generator.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[str],
+        metrics: Sequence[Mapping[str, Ratio | Statistic]],
+        target: NDArray[np.int64],
+        resamples: int,
+        seed: int,
+    ) -> None:
+        self.arms = list(arms)
+        self.resamples = resamples
+        self.seed = seed
+        self.target = target
+        n = len(self.target)
+        self.estimates = _evaluate(metrics, np.ones((1, n), dtype=np.float32))
+        self.left_out = _evaluate(metrics, leave_one_out(n))
+        chunks = [_evaluate(metrics, weights) for weights in patient_weights(self.target, resamples, seed)]
+        self.values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in self.estimates}
+        self._seeds: dict[tuple[int, int], Floats] = {}
+
+    def columns(self, arm: str) -> list[int]:
+        """Positions of an arm's seeds."""
+        return [index for index, name in enumerate(self.arms) if name == arm]
+
+    def seeds_of(self, arm: str) -> Floats:
+        """Resampled weights of an arm's seeds, shape (R, S); each arm's seeds are drawn apart."""
+        count = len(self.columns(arm))
+        # the arm's place makes the draw its own, and reproducible
+        place = self.columns(arm)[0] + 1
+        key = (place, count)
+        if key not in self._seeds:
+            self._seeds[key] = seed_weights(count, self.resamples, self.seed + place)
+        return self._seeds[key]
+
+    def value(self, metric: str, arm: str) -> tuple[float, Floats, Floats]:
+        """Mean over seeds: on all patients, in the (patients × seeds) resamples (R,), one patient left out (n,)."""
+        columns = self.columns(arm)
+        estimate = float(self.estimates[metric][0, columns].mean())
+        resampled = (self.values[metric][:, columns] * self.seeds_of(arm)).sum(axis=1)
+        return estimate, resampled, self.left_out[metric][:, columns].mean(axis=1)
+
+    def interval(self, metric: str, arm: str, level: float) -> Interval | None:
+        """Interval of an arm's mean over seeds, or None where the metric is not estimable."""
+        if metric not in self.values:
+            return None
+        columns = self.columns(arm)
+        if len(columns) == 1:
+            return self.seed_interval(metric, columns[0], level)
+        estimate, resampled, left_out = self.value(metric, arm)
+        return self._rescued(metric, interval_of(estimate, resampled, left_out, level, self.target), level)
+
+    def seed_interval(self, metric: str, column: int, level: float) -> Interval | None:
+        """Interval of one unit: Wilson for a proportion, bootstrap otherwise."""
+        if metric not in self.values or not math.isfinite(self.estimates[metric][0, column]):
+            return None
+        estimate = float(self.estimates[metric][0, column])
+        if metric in _PROPORTIONS:
+            total = self._total(metric)
+            return wilson_interval(round(estimate * total), total, level)
+        found = interval_of(
+            estimate, self.values[metric][:, column], self.left_out[metric][:, column], level, self.target
+        )
+        return self._rescued(metric, found, level)
+
+    def _total(self, metric: str) -> int:
+        positives = int((self.target == 1).sum())
+        return {"sensitivity": positives, "specificity": len(self.target) - positives}.get(metric, len(self.target))
+
+    def _rescued(self, metric: str, found: Interval, level: float) -> Interval | None:
+        """Where every resample gives the same value the bootstrap has nothing to say; a closed form still does."""
+        if not math.isfinite(found.estimate):
+            return None
+        if found.low < found.high or not math.isfinite(found.low):
+            return found
+        if metric == "auc":
+            positives = int((self.target == 1).sum())
+            return newcombe_interval(found.estimate, positives, len(self.target) - positives, level)
+        if metric in _PROPORTIONS:
+            total = self._total(metric)
+            return wilson_interval(round(found.estimate * total), total, level)
+        return found
+
+
+def _evaluate(metrics: Sequence[Mapping[str, Ratio | Statistic]], weights: Weights) -> dict[str, Floats]:
+    """All metrics of all units for rows of weights: name to (R, units); NaN where a unit lacks the metric."""
+    names = sorted({name for found in metrics for name in found})
+    result = {name: np.full((len(weights), len(metrics)), np.nan) for name in names}
+    wide = weights.astype(np.float64)
+    for name in names:
+        ratios = [
+            (index, metric) for index, found in enumerate(metrics) if isinstance(metric := found.get(name), Ratio)
+        ]
+        if ratios:
+            tops = np.column_stack([metric.top for _, metric in ratios])
+            bottoms = np.column_stack([metric.bottom for _, metric in ratios])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                result[name][:, [index for index, _ in ratios]] = (wide @ tops) / (wide @ bottoms)
+        for index, found in enumerate(metrics):
+            metric = found.get(name)
+            if metric is not None and not isinstance(metric, Ratio):
+                result[name][:, index] = metric(weights)
+    if "sensitivity" in result and "specificity" in result:
+        result["balanced_accuracy"] = (result["sensitivity"] + result["specificity"]) / 2
+    return result

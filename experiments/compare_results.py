@@ -1,0 +1,198 @@
+"""What a comparison found: plain values, ready for tables, pages and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.compare_records import Family, Unit
+from experiments.statistics_calibration import Calibration
+from experiments.statistics_proportions import Interval, McNemar
+
+
+@dataclass
+class ArmResult:
+    """One arm.
+
+    Attributes:
+        arm: Its name.
+        role: ``arm``, ``reference`` or ``probe``.
+        seeds: Training seeds, all of them.
+        pooling: How folds were brought together; empty for one fold.
+        metrics: Mean over seeds with interval; None where not estimable.
+        per_seed: The same for each seed, in the order of ``seeds``.
+        medians: Median over patients with interval (segmentation only).
+        calibration: Of the mean probability over seeds (two classes only).
+        light: For a probe: ``red`` where the interval of its AUC lies above 0.5, else ``green``; empty otherwise.
+        note: What the reader must know of this row alone.
+    """
+
+    arm: str
+    role: str
+    seeds: list[int]
+    pooling: str
+    metrics: dict[str, Interval | None]
+    per_seed: list[dict[str, Interval | None]]
+    medians: dict[str, Interval | None] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    light: str = ""
+    note: str = ""
+
+
+@dataclass
+class Difference:
+    """A paired difference, arm minus reference, on the same patients.
+
+    Attributes:
+        arm: The arm.
+        reference: What it is compared with.
+        metric: On which metric.
+        interval: Difference with its bootstrap interval.
+        p_value: Two-sided.
+        p_holm: Adjusted over the family of differences.
+        test: Where the p-value comes from.
+        mcnemar: Per seed present in both arms, at the validation threshold: (seed, result).
+        correlation: Between the two estimated AUCs (one seed each), or NaN.
+    """
+
+    arm: str
+    reference: str
+    metric: str
+    interval: Interval
+    p_value: float
+    p_holm: float
+    test: str
+    mcnemar: list[tuple[int, McNemar]] = field(default_factory=list)
+    correlation: float = math.nan
+
+
+@dataclass
+class Stratum:
+    """The arms on a part of the patients.
+
+    Attributes:
+        variable: ``quality``, ``source``, ``sequence``, ``sex`` or ``age``.
+        value: Which part.
+        patients: Number of patients.
+        classes: Number of patients of each class; empty for segmentation.
+        values: Metric of each arm with interval; None where not estimable.
+        reason: Why nothing is estimable, or empty.
+    """
+
+    variable: str
+    value: str
+    patients: int
+    classes: list[int]
+    values: dict[str, Interval | None]
+    reason: str = ""
+
+
+@dataclass
+class FamilyResult:
+    """One question: arms on the same patients, their differences and strata.
+
+    Attributes:
+        family: The rows behind it.
+        units: One per arm and seed (empty for segmentation).
+        metric: The primary metric.
+        reference: The arm that all others are compared with.
+        counts: Patients of each class.
+        arms: Results by arm: reference first, probes last.
+        differences: Against the reference, probes left out.
+        strata: By quality, source, sequence, sex and age, as far as recorded.
+        detectable: Smallest AUC difference that this set finds with 80 % power; NaN where not asked, infinite where
+            none.
+        worst: For segmentation: worst scans by Dice: (arm, seed, patient, scan, Dice).
+        sentences: The summary in plain words.
+    """
+
+    family: Family
+    units: list[Unit]
+    metric: str
+    reference: str
+    counts: list[int]
+    arms: list[ArmResult]
+    differences: list[Difference] = field(default_factory=list)
+    strata: list[Stratum] = field(default_factory=list)
+    detectable: float = math.nan
+    worst: list[dict[str, Any]] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always calling the most frequent class of these patients; NaN for segmentation."""
+        return max(self.counts) / sum(self.counts) if self.counts else math.nan
+
+    def result(self, arm: str) -> ArmResult:
+        """The result of one arm."""
+        return next(item for item in self.arms if item.arm == arm)
+
+
+@dataclass
+class Comparison:
+    """All that ``compare`` found.
+
+    Attributes:
+        title: Names of the studies.
+        families: One per question.
+        notes: What was taken for granted, left out or filled in.
+        level: Confidence level.
+        resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+        provenance: One entry per run directory that has a ``provenance.json``.
+    """
+
+    title: str
+    families: list[FamilyResult]
+    notes: list[str]
+    level: float
+    resamples: int
+    seed: int
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Stable JSON: intervals as estimate, low, high; what is not estimable as null."""
+        return {
+            "format": 1,
+            "title": self.title,
+            "level": self.level,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "notes": self.notes,
+            "families": [_family_json(family) for family in self.families],
+            "provenance": self.provenance,
+        }
+
+
+def _family_json(found: FamilyResult) -> dict[str, Any]:
+    return {
+        "kind": found.family.kind,
+        "metric": found.metric,
+        "reference": found.reference,
+        "patients": len(found.family.patients),
+        "class_counts": found.counts,
+        "majority_baseline": plain(found.majority),
+        "smallest_detectable_auc_difference": plain(found.detectable),
+        "summary": found.sentences,
+        "arms": [plain(arm) for arm in found.arms],
+        "differences": [plain(item) for item in found.differences],
+        "strata": [plain(item) for item in found.strata],
+        "worst": [plain(item) for item in found.worst],
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: dataclasses as objects, NaN as null, infinity as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return value if math.isfinite(value) else ("infinity" if value > 0 else "-infinity")
+    return value

@@ -1,0 +1,85 @@
+"""The statistics of comparison, under one name. Each idea has its own file; this one is where to import from."""
+
+from __future__ import annotations
+
+from experiments.statistics_bootstrap import (
+    auc_statistic,
+    bootstrap_interval,
+    interval_of,
+    mean_statistic,
+    patient_weights,
+    two_sided_p,
+)
+from experiments.statistics_calibration import (
+    BrierParts,
+    Calibration,
+    brier_decomposition,
+    brier_score,
+    calibration_line,
+    net_benefit,
+    reliability_curve,
+)
+from experiments.statistics_ordinal import (
+    confusion_matrix,
+    kappa_statistic,
+    macro_f1_statistic,
+    mean_auc_statistic,
+    stage_error_statistic,
+)
+from experiments.statistics_proportions import (
+    Interval,
+    McNemar,
+    clopper_pearson_interval,
+    holm,
+    mcnemar_test,
+    wilson_interval,
+)
+from experiments.statistics_roc import (
+    DeLong,
+    auc,
+    delong_covariance,
+    delong_interval,
+    delong_test,
+    hanley_mcneil_variance,
+    newcombe_interval,
+    sensitivity_at_specificity,
+    smallest_detectable_auc_difference,
+    specificity_at_sensitivity,
+)
+
+__all__ = [
+    "BrierParts",
+    "Calibration",
+    "DeLong",
+    "Interval",
+    "McNemar",
+    "auc",
+    "auc_statistic",
+    "bootstrap_interval",
+    "brier_decomposition",
+    "brier_score",
+    "calibration_line",
+    "clopper_pearson_interval",
+    "confusion_matrix",
+    "delong_covariance",
+    "delong_interval",
+    "delong_test",
+    "hanley_mcneil_variance",
+    "holm",
+    "interval_of",
+    "kappa_statistic",
+    "macro_f1_statistic",
+    "mcnemar_test",
+    "mean_auc_statistic",
+    "mean_statistic",
+    "net_benefit",
+    "newcombe_interval",
+    "patient_weights",
+    "reliability_curve",
+    "sensitivity_at_specificity",
+    "smallest_detectable_auc_difference",
+    "specificity_at_sensitivity",
+    "stage_error_statistic",
+    "two_sided_p",
+    "wilson_interval",
+]
