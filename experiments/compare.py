@@ -103,7 +103,7 @@ def _classification(
     members = units(family)
     own = next(unit.target for unit in members if unit.arm == reference)
     allowed = BINARY if family.kind == "binary" else MULTICLASS
-    primary = metric if metric in allowed else allowed[0]
+    primary = metric if metric is not None and metric in allowed else allowed[0]
     # a probe may predict something else (the source, say): it stands beside the family, not in it
     shared = [unit for unit in members if np.array_equal(unit.target, own)]
     engine = _engine(shared, resamples, seed)

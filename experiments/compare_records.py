@@ -47,9 +47,8 @@ class Unit:
     @property
     def predicted(self) -> NDArray[np.int64]:
         """Class called for each patient: by the threshold for two classes, else the most probable. Shape (n,)."""
-        if self.scores.ndim == 1:
-            return (self.scores >= self.threshold).astype(np.int64)
-        return self.scores.argmax(axis=1).astype(np.int64)
+        called = self.scores >= self.threshold if self.scores.ndim == 1 else self.scores.argmax(axis=1)
+        return np.asarray(called, dtype=np.int64)
 
     @property
     def has_threshold(self) -> bool:
@@ -123,7 +122,8 @@ def _study(folder: Path, notes: list[str]) -> list[pd.DataFrame]:
     waiting = sorted(str(run.relative_to(folder)) for run in runs - {path.parent for path in inside})
     if waiting:
         notes.append(f"{len(waiting)} runs have no predictions and are not part of this: {_few(waiting)}.")
-    faults, frames = [], []
+    faults: list[str] = []
+    frames = []
     for path in sorted(inside):
         try:
             frames.append(read_records(path).assign(**{RUN: str(path.parent)}))
@@ -154,7 +154,8 @@ def _plain_file(path: Path, mapping: Mapping[str, str], notes: list[str]) -> pd.
     if missing:
         words = ", ".join(f"{column} {defaults[column]}" for column in missing)
         notes.append(f"{path.name} does not say {', '.join(missing)}; taken as {words}.")
-    table = table.assign(**{column: defaults[column] for column in missing})
+    for column in missing:
+        table[column] = defaults[column]
     return validated(table, str(path))
 
 
@@ -313,7 +314,7 @@ def units(family: Family, frame: pd.DataFrame | None = None, arms: Iterable[str]
         result.append(
             Unit(
                 arm=str(arm),
-                seed=int(seed),
+                seed=int(str(seed)),
                 target=per_patient["target"].first().to_numpy(dtype=np.int64),
                 scores=scores[:, 0] if family.kind == "binary" else scores,
                 threshold=per_patient["threshold"].mean().to_numpy(dtype=float),

@@ -54,7 +54,7 @@ def segmentation_units(frame: pd.DataFrame) -> list[SegmentationUnit]:
     for (arm, seed), group in frame.groupby(["arm", "seed"]):
         table = group.groupby("patient_id", sort=True)[names].mean()
         result.append(
-            SegmentationUnit(str(arm), int(seed), {name: table[name].to_numpy(dtype=float) for name in names})
+            SegmentationUnit(str(arm), int(str(seed)), {name: table[name].to_numpy(dtype=float) for name in names})
         )
     return result
 
@@ -137,7 +137,7 @@ def _differences(
 def _worst(frame: pd.DataFrame) -> list[dict[str, object]]:
     columns = [name for name in ("arm", "seed", "fold", "patient_id", "scan_id", "dice", "hd95_mm") if name in frame]
     lowest = frame.sort_values("dice").head(_WORST)[columns]
-    return [{key: _value(value) for key, value in row.items()} for row in lowest.astype(object).to_dict("records")]
+    return [{str(key): _value(value) for key, value in row.items()} for row in lowest.astype(object).to_dict("records")]
 
 
 def _value(value: object) -> object:

@@ -113,7 +113,7 @@ def as_csv(comparison: Comparison) -> str:
             item = difference_of(found, arm)
             for seed, values in [("mean", arm.metrics), *zip(arm.seeds, arm.per_seed, strict=True)]:
                 for name, value in values.items():
-                    ends = ["", "", "", "", "not estimable"]
+                    ends: list[object] = ["", "", "", "", "not estimable"]
                     if value is not None:
                         ends = [_full(value.estimate), _full(value.low), _full(value.high), value.level, value.method]
                     last = [""] * 6
@@ -132,16 +132,21 @@ def _full(value: float) -> str:
     return "" if math.isnan(value) else repr(float(value))
 
 
-def as_rich(found: FamilyResult) -> Table:
-    """A family's table for the terminal: the essential columns, the rest is in the report."""
+def as_rich(found: FamilyResult, width: int = 80) -> Table:
+    """A family's table for the terminal: the essential columns, the rest is in the report.
+
+    Args:
+        found: The family.
+        width: Of the terminal in characters; below 100 only two metrics are shown.
+    """
     from rich.table import Table
 
     chosen = {
-        "binary": ("auc", "sensitivity", "specificity", "accuracy"),
+        "binary": ("auc", "accuracy", "sensitivity", "specificity"),
         "multiclass": ("kappa", "accuracy", "macro_f1", "mae_stages"),
-        "segmentation": ("dice", "hd95_mm", "assd_mm"),
+        "segmentation": ("dice", "hd95_mm", "assd_mm", "volume_error_ml"),
     }[found.family.kind]
-    names = [name for name in chosen if name in metric_names(found)]
+    names = [name for name in chosen if name in metric_names(found)][: 4 if width >= 100 else 2]
     title = f"{found.family.kind}, {len(found.family.patients)} patients"
     if found.counts:
         title += f" ({' / '.join(map(str, found.counts))} by class), majority baseline {number(found.majority)}"

@@ -85,7 +85,8 @@ def auc_statistic(target: ArrayLike, scores: ArrayLike) -> Statistic:
 
     def statistic(weights: Weights) -> Floats:
         up, down = weights[:, positive].astype(kind, copy=False), weights[:, ~positive].astype(kind, copy=False)
-        pairs = np.einsum("rj,rj->r", up @ kernel, down, dtype=np.float64)
+        # each product is a half of a whole number below 2**23, but their sum need not be: add in float64
+        pairs = ((up @ kernel) * down).sum(axis=1, dtype=np.float64)
         sizes = up.sum(axis=1, dtype=np.float64) * down.sum(axis=1, dtype=np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(pairs / sizes, dtype=np.float64)

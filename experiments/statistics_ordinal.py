@@ -19,7 +19,7 @@ def confusion_matrix(target: ArrayLike, predicted: ArrayLike, classes: int) -> N
 def _weighted_confusion(target: ArrayLike, predicted: ArrayLike, classes: int, weights: Weights) -> Floats:
     cells = np.asarray(target, dtype=int) * classes + np.asarray(predicted, dtype=int)
     indicator = np.eye(classes**2)[cells]
-    return (weights.astype(np.float64) @ indicator).reshape(-1, classes, classes)
+    return np.asarray(weights.astype(np.float64) @ indicator).reshape(-1, classes, classes)
 
 
 def kappa_statistic(target: ArrayLike, predicted: ArrayLike, classes: int) -> Statistic:

@@ -53,7 +53,7 @@ def handler(args: argparse.Namespace) -> int:
     written = write_outputs(comparison, args.out)
     console = Console()
     for found in comparison.families:
-        console.print(as_rich(found))
+        console.print(as_rich(found, console.width))
         for sentence in found.sentences:
             console.print(f"  {sentence}", highlight=False, markup=False)
         console.print()
