@@ -63,6 +63,29 @@ class MajorityVote(MeanProbability):
         return Aggregated(((votes + 0.5) / (slices + classes / 2)).log(), _even(used))
 
 
+class SliceScores(nn.Module):
+    """Gated attention over slices.
+
+    Args:
+        features: Length of a slice's feature vector.
+        hidden: Width of the hidden layer.
+
+    Source: Ilse, Tomczak, Welling 2018, Attention-based deep multiple instance learning, eq. 9.
+    """
+
+    def __init__(self, features: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.value = nn.Linear(features, hidden)
+        self.gate = nn.Linear(features, hidden)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor, used: Tensor) -> Tensor:
+        """Weigh features (B, K, D); returns weights (B, K), float32, summing to 1 over the used slices."""
+        scores = self.score(torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features))).squeeze(2)
+        weights: Tensor = scores.float().masked_fill(~used, float("-inf")).softmax(1)
+        return weights
+
+
 class SliceAttention(nn.Module):
     """Pool slices with gated attention, and classify the pooled vector.
 
@@ -70,22 +93,16 @@ class SliceAttention(nn.Module):
         features: Length of a slice's feature vector.
         classes: Number of logits.
         dropout: Before the classifier.
-        hidden: Width of the attention's hidden layer.
-
-    Source: Ilse, Tomczak, Welling 2018, Attention-based deep multiple instance learning, eq. 9.
     """
 
-    def __init__(self, features: int, classes: int, dropout: float = 0.0, hidden: int = 64) -> None:
+    def __init__(self, features: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.value = nn.Linear(features, hidden)
-        self.gate = nn.Linear(features, hidden)
-        self.score = nn.Linear(hidden, 1)
+        self.weigh = SliceScores(features)
         self.head = _head(features, classes, dropout)
 
     def forward(self, features: Tensor, used: Tensor) -> Aggregated:
         """Aggregate features (B, K, D) over the slices where used (B, K) is true."""
-        scores = self.score(torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features))).squeeze(2)
-        weights = scores.float().masked_fill(~used, float("-inf")).softmax(1)
+        weights = self.weigh(features, used)
         pooled = torch.einsum("bk,bkd->bd", weights, features.float()).to(features.dtype)
         return Aggregated(self.head(pooled), weights)
 

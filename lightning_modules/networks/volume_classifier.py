@@ -126,7 +126,7 @@ class SliceClassifier(nn.Module):
         else:
             empty = torch.zeros(batch, dtype=torch.bool, device=image.device)
             used = torch.ones(batch, slices, dtype=torch.bool, device=image.device)
-        pixels = _with_neighbours(image, self.neighbours).permute(0, 4, 1, 2, 3)[used]
+        pixels = with_neighbours(image, self.neighbours).permute(0, 4, 1, 2, 3)[used]
         planes = mask.permute(0, 4, 1, 2, 3)[used] if mask is not None else None
         maps = self.encoder(pixels, planes if "gate" in self.ways else None)[-1]
         locations: Tensor | None = None
@@ -135,8 +135,8 @@ class SliceClassifier(nn.Module):
         else:
             inside = resize_mask(planes, maps.shape[2:]) if planes is not None and "attention" in self.ways else None
             vectors, weights = self.pool(maps, inside)
-            locations = _scatter(weights, used)
-        logits, attention = self.aggregate(_scatter(vectors, used), used)
+            locations = scatter_slices(weights, used)
+        logits, attention = self.aggregate(scatter_slices(vectors, used), used)
         return ClassifierOutput(logits, attention, locations, empty)
 
 
@@ -158,7 +158,7 @@ def masked_attention_resnet(backbone: str = "resnet18", **options: Any) -> Slice
     return SliceClassifier(backbone, **options)
 
 
-def _with_neighbours(image: Tensor, neighbours: int) -> Tensor:
+def with_neighbours(image: Tensor, neighbours: int) -> Tensor:
     """Give each slice its neighbours as channels: (B, C, I, J, K) to (B, C * (2n + 1), I, J, K)."""
     if neighbours == 0:
         return image
@@ -168,7 +168,7 @@ def _with_neighbours(image: Tensor, neighbours: int) -> Tensor:
     return torch.cat(shifted, 1)
 
 
-def _scatter(values: Tensor, used: Tensor) -> Tensor:
+def scatter_slices(values: Tensor, used: Tensor) -> Tensor:
     """Put the used slices' values (N, …) back to (B, K, …), zero elsewhere."""
     full = values.new_zeros((*used.shape, *values.shape[1:]))
     return full.masked_scatter(used.view(*used.shape, *[1] * (values.ndim - 1)), values)
