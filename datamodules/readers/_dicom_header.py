@@ -30,8 +30,8 @@ B_VALUE_TAGS: tuple[tuple[int, int], ...] = (
 )
 HEADER_TAGS: list[Any] = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "StudyDate",
-    "StudyTime", "Modality", "SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ImageType", "InstanceNumber",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "SamplesPerPixel",
+    "StudyTime", "Modality", "SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ImageType",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "SamplesPerPixel",
     "NumberOfFrames", "EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "InversionTime",
     "DiffusionGradientOrientation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     *B_VALUE_TAGS,
