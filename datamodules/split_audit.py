@@ -208,9 +208,11 @@ def _every_rule(cohort: Cohort, warnings: list[str]) -> list[Labels]:
         except InputError as error:
             warnings += list(error.faults)
             continue
-        same = rule.healthy_negative and found and found[-1].target == labels.target
-        if len(set(labels.target.values())) > 1 and not same:
-            found.append(labels)
+        if len(set(labels.target.values())) < 2:
+            continue
+        if rule.healthy_negative and not _volunteers_added(cohort, labels):
+            continue
+        found.append(labels)
     return found
 
 
@@ -222,13 +224,17 @@ def _sequences(cohort: Cohort) -> dict[str, str]:
     return {patient: " + ".join(sorted(mine)) for patient, mine in found.items()}
 
 
+def _volunteers_added(cohort: Cohort, labels: Labels) -> int:
+    """How many volunteers without a measurement a rule with '+healthy' takes in."""
+    measured = dataclasses.replace(parse_rule(labels.rule), healthy_negative=False).apply(cohort)
+    return len(labels.target) - len(measured.target)
+
+
 def _volunteers(cohort: Cohort, labels: Labels) -> list[str]:
     """Say aloud how many negatives are healthy volunteers, under a rule that counts them."""
-    rule = parse_rule(labels.rule)
-    if not rule.healthy_negative:
+    if not parse_rule(labels.rule).healthy_negative:
         return []
-    measured = dataclasses.replace(rule, healthy_negative=False).apply(cohort)
-    added = sum(1 for patient in labels.target if patient not in measured.target)
+    added = _volunteers_added(cohort, labels)
     negatives = sum(1 for number in labels.target.values() if number == 0)
     return [
         f"under the rule {labels.rule}, {added} of {negatives} negatives are healthy volunteers without a "

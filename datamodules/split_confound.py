@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 NOTEWORTHY_V = 0.1
-"""Bias-corrected Cramér's V from which a confound is put into words (Cohen's small effect for one degree of freedom)."""
+"""Bias-corrected Cramér's V from which a confound is put into words (a small effect by Cohen 1988)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +43,9 @@ class Confound:
 
     def as_json(self) -> dict[str, Any]:
         """All attributes; the table keyed by level and class name."""
-        value = dataclasses.asdict(self)
+        value = {
+            key: list(entry) if isinstance(entry, tuple) else entry for key, entry in dataclasses.asdict(self).items()
+        }
         value["table"] = {
             level: dict(zip(self.class_names, row, strict=True))
             for level, row in zip(self.levels, self.table, strict=True)

@@ -14,7 +14,7 @@ def strata(patients: Sequence[str], target: Mapping[str, int], source: Mapping[s
     """Stratum of each patient: class × source, small ones merged within their class.
 
     Sources with fewer than ``least`` patients of a class are put together; if these are still too few,
-    they join the class's smallest stratum that is large enough. Classes are never merged.
+    they join the class's largest stratum, where they disturb least. Classes are never merged.
 
     Args:
         patients: Patient ids.
@@ -34,7 +34,7 @@ def strata(patients: Sequence[str], target: Mapping[str, int], source: Mapping[s
         if not small:
             continue
         enough = sum(mine[cell] for cell in small) >= least
-        home = f"{number}|(small sources)" if enough or not large else name[large[0][1]]
+        home = f"{number}|(small sources)" if enough or not large else name[large[-1][1]]
         name.update(dict.fromkeys(small, home))
     return [name[target.get(patient, -1), source[patient]] for patient in patients]
 

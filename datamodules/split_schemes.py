@@ -11,6 +11,8 @@ from datamodules.split_dealing import carve, check_classes, deal, seed_of, strat
 
 PARTS: Final = ("train", "valid", "test")
 DEFAULT_VALID_FRACTION: Final = 0.2
+ROTATING_FOLDS: Final = 5
+"""Folds from which the next fold serves as valid: with fewer it would take too much from train."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Fold:
         train: Patients that weights are fitted on.
         valid: Patients that early stopping, thresholds and calibration see.
         test: Patients that nothing but the final prediction sees.
-        name: What sets this fold apart, such as the source left out.
+        name: What sets this fold apart: the source left out, the repeat; else empty.
     """
 
     train: tuple[str, ...]
@@ -73,13 +75,13 @@ class Patients:
 def kfold(people: Patients, folds: int, repeats: int, seed: int, valid_fraction: float | None) -> list[Fold]:
     """K folds, repeated: each patient with a test label is in test exactly once a repeat.
 
-    With three folds or more and one rule, a fold's valid part is the next fold's test part, unless a
-    fraction is asked for; else it is drawn from the fold's other patients.
+    From ``ROTATING_FOLDS`` on and with one rule, a fold's valid part is the next fold's test part, unless
+    a fraction is asked for; else it is drawn from the fold's other patients.
     """
     if folds < 2:
         raise InputError(f"--folds {folds}: at least 2; for one fixed split use --official or --test-patients")
     tested, trainable = people.tested, people.trainable
-    rotate = valid_fraction is None and folds >= 3 and not people.two_rules
+    rotate = valid_fraction is None and folds >= ROTATING_FOLDS and not people.two_rules
     hint = "ask for fewer --folds or another --rule"
     check_classes(tested, people.test_target, people.test_class_names, folds, people.name, hint)
     out = []
@@ -89,7 +91,7 @@ def kfold(people: Patients, folds: int, repeats: int, seed: int, valid_fraction:
         for index, test in enumerate(parts):
             rest = sorted(set(trainable) - set(test))
             step = seed_of(seed, repeat, index)
-            fold_name = f"repeat {repeat + 1}, fold {index + 1}" if repeats > 1 else f"fold {index + 1}"
+            fold_name = f"repeat {repeat + 1}" if repeats > 1 else ""
             valid = parts[(index + 1) % folds] if rotate else None
             out.append(fold_of(people, rest, test, valid, valid_fraction, step, fold_name))
     return out
@@ -138,10 +140,7 @@ def fixed_test(
     check_classes(rest, people.target, people.class_names, folds, f"{people.name}: outside the test part", hint)
     labels = strata(sorted(rest), people.target, people.source, folds)
     parts = deal(sorted(rest), labels, folds, seed_of(seed, 0))
-    return [
-        fold_of(people, sorted(rest), tuple(sorted(test)), valid, None, seed, f"fold {index + 1}")
-        for index, valid in enumerate(parts)
-    ]
+    return [fold_of(people, sorted(rest), tuple(sorted(test)), valid, None, seed, "") for valid in parts]
 
 
 def fold_of(

@@ -166,22 +166,15 @@ class Splits:
         faults += _each(known - anywhere.union(self.excluded), "is in no part and not excluded")
         if faults:
             return faults
-        needed = self._needed(cohort) - set(self.excluded)
+        labelled = known - set(self.label_rule.apply(cohort).missing) - set(self.excluded)
+        testable = known - set(self.test_label_rule.apply(cohort).missing) - set(self.excluded)
         for index, patients in enumerate(placed):
-            faults += _each(needed - patients, "is in no part", f"fold {index}: ")
+            faults += _each((labelled & testable) - patients, "is in no part", f"fold {index}: ")
         if self.scheme == "kfold":
             tested = Counter(patient for fold in self.folds for patient in fold.test)
-            wrong = {patient for patient, times in tested.items() if times != self.repeats}
+            wrong = {patient for patient in testable if tested[patient] != self.repeats}
             faults += _each(wrong, f"is not in test {self.repeats} time{'s' * (self.repeats > 1)}, as in k-fold")
         return faults
-
-    def _needed(self, cohort: Cohort) -> set[str]:
-        """Patients who can be in any part, and so must be in each fold."""
-        rules = {parse_rule(self.rule), parse_rule(self.test_rule or self.rule)}
-        needed = set(cohort.patients)
-        for rule in rules:
-            needed -= set(rule.apply(cohort).missing)
-        return needed
 
 
 def fold_overlaps(fold: Fold) -> dict[str, list[str]]:
@@ -275,7 +268,7 @@ def make_splits(
             without an official part are excluded, unless the column marks nothing but ``test``.
         repeats: Make the k-fold division so many times anew.
         valid_fraction: Share of the patients outside test that becomes valid. Unless told: the next fold's
-            test part in k-fold (from 3 folds on), the official valid part, else 0.2.
+            test part in k-fold (from 5 folds on), the official valid part, else 0.2.
         test_patients: Ids of the test part.
         valid_patients: Ids of the valid part, with one fold; drawn where left out.
         resolve: What to do with patients whose scans have different official parts: ``test`` moves them to
