@@ -30,6 +30,7 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     _register_nifti(commands)
     _register_public(commands)
     _register_dicom(commands)
+    _register_join(commands)
     if importlib.util.find_spec("experiments.commands.cohort_check") is not None:
         importlib.import_module("experiments.commands.cohort_check").register(commands)
 
@@ -44,6 +45,13 @@ def _register_phantom(commands: Subparsers[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="plant a sign outside the liver that gives away the label in training only",
     )
+    parser.add_argument(
+        "--detail", type=float, default=1.0, help="in-plane resolution from 0.5 to 3 (default 1: quick)"
+    )
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.4, help="share of official test patients (default 0.4)"
+    )
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
     parser.set_defaults(run=_phantom)
 
 
@@ -81,7 +89,12 @@ def _register_public(commands: Subparsers[argparse.ArgumentParser]) -> None:
     _reader(commands, "care-liver", "CARE-Liver / LiFS: LiQA training data, fibrosis S1–S4", _plain("care_liver"))
     _reader(commands, "amos", "AMOS22: its MRI part", _plain("amos"))
     _reader(commands, "atlas", "ATLAS: contrast-enhanced T1, liver and tumour merged", _plain("atlas"))
-    _reader(commands, "csv", "a CSV of the cohort table's columns, paths relative to it", _plain("csv"))
+    _reader(
+        commands,
+        "csv",
+        "a CSV of the cohort table's columns, paths relative to it; images are NIfTI or folders of one DICOM series",
+        _converted("csv"),
+    )
     nnunet = _reader(commands, "nnunet", "nnU-Net raw data set: imagesTr, labelsTr, dataset.json", _nnunet)
     nnunet.add_argument(
         "--mask-label", type=_labels, metavar="N[,N]", help="values that are liver (default: 'liver' of dataset.json)"
@@ -96,13 +109,31 @@ def _register_public(commands: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _register_dicom(commands: Subparsers[argparse.ArgumentParser]) -> None:
-    _reader(commands, "chaos", "CHAOS: MR train sets, DICOM with PNG truth", _converted("chaos"), epilog=DICOM_NOTE)
-    _reader(commands, "duke", "Duke DLDS: DICOM images and masks", _converted("duke"), epilog=DICOM_NOTE)
-    dicom = _reader(
-        commands, "dicom", "folders of DICOM series", _converted("dicom", "sequence", "source"), epilog=DICOM_NOTE
+    _reader(commands, "chaos", "CHAOS: MR part, DICOM with PNG truth", _converted("chaos"), epilog=DICOM_NOTE)
+    duke = _reader(
+        commands, "duke", "Duke DLDS: DICOM images and masks", _converted("duke", "sequence"), epilog=DICOM_NOTE
     )
-    dicom.add_argument("--sequence", metavar="NAME", help="the sequence of every series (default: from the series)")
+    duke.add_argument("--sequence", metavar="NAME", help="sequence of every series (default: key tables and headers)")
+    options = ("source", "sequence", "select", "exclude", "orientation", "min_slices")
+    dicom = _reader(commands, "dicom", "folders of DICOM series", _converted("dicom", *options), epilog=DICOM_NOTE)
     dicom.add_argument("--source", required=True, metavar="NAME", help="cohort, site or vendor")
+    dicom.add_argument("--sequence", metavar="NAME", help="sequence of every series (default: rules on each header)")
+    dicom.add_argument("--select", metavar="REGEX", help="only series whose description matches")
+    dicom.add_argument("--exclude", metavar="REGEX", help="no series whose description matches")
+    dicom.add_argument("--orientation", choices=("axial", "coronal", "sagittal"), help="only volumes of this plane")
+    dicom.add_argument("--min-slices", type=_positive, default=3, metavar="N", help="fewer make no volume (default 3)")
+
+
+def _register_join(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("join", help="several cohort tables as one", allow_abbrev=False)
+    parser.add_argument("cohorts", type=Path, nargs="+", metavar="COHORT", help="tables made before")
+    parser.add_argument("--out", type=Path, required=True, metavar="COHORT", help="table to write, .parquet or .csv")
+    parser.add_argument(
+        "--shared-patients",
+        action="store_true",
+        help="a patient id in two tables is the same person (default: refused)",
+    )
+    parser.set_defaults(run=_join)
 
 
 def _reader(
@@ -131,8 +162,27 @@ def _reader(
 def _phantom(args: argparse.Namespace) -> int:
     from datamodules.phantom import make_phantom
 
-    cohort = make_phantom(args.out, patients=args.patients, seed=args.seed, shortcut=args.shortcut)
+    cohort = make_phantom(
+        args.out,
+        patients=args.patients,
+        seed=args.seed,
+        shortcut=args.shortcut,
+        detail=args.detail,
+        test_fraction=args.test_fraction,
+        workers=args.workers,
+    )
     _say_summary(cohort, args.out / "cohort.parquet")
+    return 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    _check_out(args.out)
+    from datamodules.cohort import Cohort
+    from datamodules.readers.join import join
+
+    cohort = join([Cohort.load(path) for path in args.cohorts], shared_patients=args.shared_patients)
+    cohort.save(args.out)
+    _say_summary(cohort, args.out)
     return 0
 
 
@@ -182,7 +232,9 @@ def _converted(module: str, *options: str) -> Callable[[argparse.Namespace], Coh
     def read(args: argparse.Namespace) -> Cohort:
         reader = importlib.import_module(f"datamodules.readers.{module}")
         folder = args.out.absolute().with_name(f"{args.out.stem}_nifti")
-        cohort: Cohort = reader.read(args.root, folder, **{name: getattr(args, name) for name in options})
+        cohort: Cohort = reader.read(
+            args.root, folder, notify=_notice, **{name: getattr(args, name) for name in options}
+        )
         return cohort
 
     return read
