@@ -18,7 +18,7 @@ from datamodules.phantom_organs import paint_body
 from datamodules.phantom_signal import SequenceTiming, tissue_signals
 
 MATRIX = (144, 112)
-SUBSLICE_MM = 2.7
+SUBSLICE_MM = 3.5
 """Thickness of the layers that are averaged to a slice."""
 MARKER_RADIUS_MM = 8.0
 ORIENTATIONS = ((1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, 1), (-1, -1, -1))
@@ -63,7 +63,7 @@ SCANNERS = (
         gain=1500.0,
         bias=0.16,
         dtype="int16",
-        slice_mm={"T1W": 6.5, "T2W": 8.0},
+        slice_mm={"T1W": 6.5, "T2W": 8.4},
         margin_mm=9.0,
     ),
     Scanner(
@@ -76,7 +76,7 @@ SCANNERS = (
         gain=5200.0,
         bias=0.26,
         dtype="uint16",
-        slice_mm={"T1W": 5.5, "T2W": 7.5},
+        slice_mm={"T1W": 6.0, "T2W": 8.0},
         margin_mm=14.0,
     ),
 )
@@ -139,7 +139,7 @@ def draw_grid(
     matrix = tuple(8 * round(n * detail * (1.0 + (0.08 if sequence == "T1W" else 0.0)) / 8) for n in MATRIX)
     pixel = max(field_mm / matrix[0], 2.0 * (TORSO_MM[1] * patient.scale[1] + 5.0) / matrix[1])
     slice_mm = scanner.slice_mm[sequence] * float(rng.choice((0.94, 1.0, 1.0, 1.06))) / (0.4 + 0.6 * detail)
-    slices = math.ceil((198.0 * patient.scale[2] + float(rng.uniform(0.0, 12.0))) / slice_mm)
+    slices = math.ceil((190.0 * patient.scale[2] + float(rng.uniform(0.0, 14.0))) / slice_mm)
     breath = rng.normal(0.0, 1.0, 3) * (1.0, 1.5, 4.0)
     shift = tuple(float(s) for s in np.clip(breath, -8.0, 8.0))
     rotation = np.eye(3)
@@ -154,7 +154,7 @@ def draw_grid(
     spacing = np.array([pixel, pixel, slice_mm])
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag(spacing * signs)
-    centre = np.array([0.0, 0.0, -20.0 * patient.scale[2]])
+    centre = np.array([0.0, 0.0, -14.0 * patient.scale[2]])
     affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1.0) / 2.0)
     # scanner coordinates start at the magnet's centre, not at the patient's
     affine[:3, 3] += table

@@ -17,7 +17,7 @@ from datamodules.phantom_texture import phantom_texture, smooth_noise
 
 TORSO_MM = (150.0, 105.0)
 """Semi-axes of the torso in the atlas frame, from left to right and from back to front."""
-WALL_MM = 10.0
+WALL_MM = 8.5
 LIVER_LOW_MM = (-85.0, -105.0, -125.0)
 LIVER_HIGH_MM = (140.0, 105.0, 90.0)
 
@@ -88,12 +88,12 @@ def draw_patient(
     fat_mm = float(np.clip(body.normal(15.0 if findings.sex == "F" else 12.0, 4.0), 6.0, 26.0))
     domes = body.normal(0.0, 1.0, 2)
     gains = body.normal(0.0, 1.0, 4)
-    loops = 16
+    loops = 30
     bowel = np.empty((loops, 7), dtype=np.float32)
-    bowel[:, 0] = body.uniform(-95.0, 85.0, loops)
-    bowel[:, 1] = body.uniform(5.0, 75.0, loops)
-    bowel[:, 2] = body.uniform(-130.0, -25.0, loops)
-    bowel[:, 3:6] = body.uniform(11.0, 24.0, (loops, 3))
+    bowel[:, 0] = body.uniform(-100.0, 90.0, loops)
+    bowel[:, 1] = body.uniform(-10.0, 72.0, loops)
+    bowel[:, 2] = body.uniform(-130.0, -14.0, loops)
+    bowel[:, 3:6] = body.uniform(12.0, 26.0, (loops, 3))
     bowel[:, 6] = body.uniform(0.0, 1.0, loops)
     step = 2.5 / detail**0.5
     extent = [high - low for low, high in zip(LIVER_LOW_MM, LIVER_HIGH_MM, strict=True)]
@@ -171,8 +171,8 @@ def torso(canvas: Canvas) -> FloatArray:
 
 def diaphragm(canvas: Canvas, patient: Patient) -> FloatArray:
     """Height of the diaphragm above the atlas origin in mm, at each voxel's x and y."""
-    right = ((canvas.x - 66.0) / 75.0) ** 2 * 52.0 + ((canvas.y - 0.0) / 90.0) ** 2 * 62.0
-    left = ((canvas.x + 72.0) / 70.0) ** 2 * 50.0 + ((canvas.y + 5.0) / 90.0) ** 2 * 62.0
+    right = ((canvas.x - 62.0) / 80.0) ** 2 * 48.0 + ((canvas.y - 4.0) / 90.0) ** 2 * 56.0
+    left = ((canvas.x + 70.0) / 75.0) ** 2 * 46.0 + ((canvas.y + 2.0) / 90.0) ** 2 * 50.0
     return smooth_max(
         np.asarray(patient.dome_mm[0] - right, dtype=np.float32),
         np.asarray(patient.dome_mm[1] - left, dtype=np.float32),
@@ -193,18 +193,18 @@ def liver(canvas: Canvas, patient: Patient, cavity: FloatArray, dome: FloatArray
     x, y, z = canvas.x, canvas.y, canvas.z
     v = patient.variation
     shrink = patient.strength.right_lobe * shown
-    wall = cavity + np.float32(2.0 + 0.25 * shrink)
+    wall = cavity + np.float32(3.0 + 0.25 * shrink)
     under = (dome - np.float32(4.0) - z) * np.float32(-0.75)
     # the lower surface rises toward the left, and toward the front at the left lobe
-    floor = -100.0 + 8.0 * float(v[0]) + shrink + np.float32(0.55) * np.maximum(85.0 - x, 0.0)
-    floor = floor + np.float32(0.0022) * np.maximum(60.0 - x, 0.0) ** 2 * np.float32(1.0 + 0.25 * float(v[1]))
+    floor = -88.0 + 8.0 * float(v[0]) + shrink + np.float32(0.46) * np.maximum(85.0 - x, 0.0)
+    floor = floor + np.float32(0.0011) * np.maximum(60.0 - x, 0.0) ** 2 * np.float32(1.0 + 0.25 * float(v[1]))
     above = (floor - z) * np.float32(0.8)
     # the visceral surface: behind it lie stomach, spine and, below, the right kidney
-    middle = np.float32(10.0 + 5.0 * float(v[2])) - np.float32(0.22) * (z - 20.0)
+    middle = np.float32(8.0 + 5.0 * float(v[2])) - np.float32(0.30) * (z - 20.0)
     bend = np.tanh((x - middle) * np.float32(1.0 / 30.0))
-    behind = np.float32(2.0) - np.float32(44.0) * bend - np.float32(1.6) * np.maximum(x - 38.0, 0.0)
+    behind = np.float32(-2.0) - np.float32(37.0) * bend - np.float32(1.6) * np.maximum(x - 38.0, 0.0)
     front = (behind - y) * np.float32(0.62)
-    tip = np.float32(-62.0 + 14.0 * float(v[3]) - 10.0 * shown) - x
+    tip = np.float32(-76.0 + 16.0 * float(v[3]) - 10.0 * shown) - x
     field = smooth_max(wall, np.asarray(under, dtype=np.float32), 14.0)
     field = smooth_max(field, np.asarray(above, dtype=np.float32), 22.0)
     field = smooth_max(field, np.asarray(front, dtype=np.float32), 18.0)

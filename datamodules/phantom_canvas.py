@@ -22,6 +22,9 @@ class Canvas:
         edge_mm: Width of a painted edge in mm, usually the in-plane voxel size.
         signals: Signal of each tissue.
         pad_mm: How far the deformation may move a shape out of its box.
+
+    Attributes:
+        box: Where a window lies in the canvas it was cut from; empty for a whole canvas.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Canvas:
         self.edge_mm = edge_mm
         self.signals = signals
         self.pad_mm = pad_mm
+        self.box: tuple[slice, ...] = ()
         self.signal: FloatArray = np.zeros(self.x.shape, dtype=np.float32)
         self.liver: FloatArray = np.zeros(self.x.shape, dtype=np.float32)
 
@@ -64,6 +68,7 @@ class Canvas:
         part.index_from_atlas = self.index_from_atlas.copy()
         part.index_from_atlas[:3, 3] -= first
         part.edge_mm, part.signals, part.pad_mm = self.edge_mm, self.signals, self.pad_mm
+        part.box = box
         part.signal, part.liver = self.signal[box], self.liver[box]
         return part
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from datamodules.phantom_anatomy import (
@@ -72,16 +73,19 @@ def paint_body(canvas: Canvas, patient: Patient, texture_sign: float) -> None:
 
 def _ribs(canvas: Canvas, wall: FloatArray) -> None:
     """Ribs in the wall: marrow in a dark rim, sloping down toward the front."""
-    part = canvas.z - np.float32(0.0)
-    part = part + np.float32(0.35) * canvas.y
-    across = np.abs(np.mod(part, np.float32(30.0)) - np.float32(15.0))
     depth = np.abs(wall + np.float32(0.5 * WALL_MM))
-    rib = np.maximum(across - 5.5, depth - 3.8)
+    # a thin shell of the whole grid, so worth picking its voxels one by one
+    near = np.nonzero(depth < 6.0)
+    x, y, z = canvas.x[near], canvas.y[near], canvas.z[near]
+    across = np.abs(np.mod(z + np.float32(0.35) * y, np.float32(30.0)) - np.float32(15.0))
+    rib = np.maximum(across - 5.5, depth[near] - 3.4)
     # no ribs over the soft belly and none at the spine
-    rib = np.maximum(rib, np.float32(0.5) * canvas.y - np.float32(30.0) - np.float32(0.35) * canvas.z)
-    rib = np.maximum(rib, np.float32(24.0) - np.abs(canvas.x))
-    canvas.paint(np.asarray(rib, dtype=np.float32), "cortical bone")
-    canvas.paint(np.asarray(rib + 1.8, dtype=np.float32), "marrow")
+    rib = np.maximum(rib, 0.5 * y - 30.0 - 0.35 * z)
+    rib = np.maximum(rib, 24.0 - np.abs(x))
+    value = canvas.signal[near]
+    for field, tissue in ((rib, "cortical bone"), (rib + 1.5, "marrow")):
+        value += canvas.share(field) * (np.float32(canvas.signals[tissue]) - value)
+    canvas.signal[near] = value
 
 
 def _chest(canvas: Canvas, patient: Patient, cavity: FloatArray, dome: FloatArray) -> None:
@@ -139,6 +143,7 @@ def _bowel(canvas: Canvas, patient: Patient, cavity: FloatArray) -> None:
         loop = window.ellipsoid(centre, semi)
         # folds of the bowel's wall
         loop += np.float32(1.6) * np.sin(window.x * 0.45 + kind * 20.0) * np.cos(window.z * 0.4 + kind * 9.0)
+        loop = np.maximum(loop, cavity[window.box] + 1.0)
         window.paint(loop, "muscle", factor=1.3)
         inner = loop + np.float32(2.5)
         if kind < 0.22:
@@ -149,13 +154,6 @@ def _bowel(canvas: Canvas, patient: Patient, cavity: FloatArray) -> None:
             window.paint(inner, "fluid", factor=0.7)
         else:
             window.paint(inner, "bowel", factor=patient.gain["bowel"] * (0.6 + 0.7 * kind))
-    window = canvas.window((-150.0, -105.0, -220.0), (150.0, 105.0, -20.0))
-    if window is not None:
-        # nothing of the bowel may lie outside the wall; repaint the wall's own layers there
-        field = torso(window)
-        wall = field + np.float32(patient.fat_mm) * (1.0 + np.float32(0.25 / TORSO_MM[1]) * window.y)
-        outside = np.maximum(-(wall + np.float32(WALL_MM)), wall)
-        window.paint(np.asarray(outside, dtype=np.float32), "muscle")
 
 
 def _stomach_and_pancreas(canvas: Canvas, patient: Patient) -> None:
@@ -200,7 +198,7 @@ def _kidneys(canvas: Canvas, patient: Patient) -> None:
         ring = kidney + np.float32(6.0)
         ring = ring + np.float32(2.5) * np.cos(window.z * 0.42) * np.cos(window.y * 0.35)
         window.paint(np.asarray(ring, dtype=np.float32), "kidney medulla")
-        window.paint(np.asarray(kidney + 13.5, dtype=np.float32), "fat", factor=0.9)
+        window.paint(np.asarray(kidney + 18.0, dtype=np.float32), "fat", factor=0.9)
         window.paint(hilum, "fat", factor=0.9)
 
 
@@ -208,24 +206,22 @@ def _liver(canvas: Canvas, patient: Patient, cavity: FloatArray, dome: FloatArra
     window = canvas.window(LIVER_LOW_MM, LIVER_HIGH_MM)
     if window is None:
         return
-    # the same box, cut from the fields that are already known
-    shape, offset = window.x.shape, (window.index_from_atlas - canvas.index_from_atlas)[:3, 3]
-    box = tuple(slice(round(-o), round(-o) + n) for o, n in zip(offset, shape, strict=True))
-    wall = cavity[box]
-    field = liver(window, patient, wall, dome[box])
-    near = np.nonzero(field < 12.0)
-    spots = np.stack([window.x[near], window.y[near], window.z[near]])
-    spots -= np.array(LIVER_LOW_MM, dtype=np.float32)[:, None]
-    spots *= np.float32(1.0 / patient.lattice_mm)
-    field[near] += ndimage.map_coordinates(patient.nodules, spots / 2.0, order=1, mode="nearest")
+    wall, roof = cavity[window.box], dome[window.box]
+    field = liver(window, patient, wall, roof)
+    surface = np.nonzero(np.abs(field) < 12.0)
+    field[surface] += ndimage.map_coordinates(
+        patient.nodules, _lattice(window, surface, 2.0 * patient.lattice_mm), order=1, mode="nearest"
+    )
     rim = patient.strength.ascites * patient.findings.ascites
     if rim > 0.0:
         fluid = np.maximum(wall, field - np.float32(rim))
-        window.paint(np.asarray(np.maximum(fluid, window.z - dome[box] + 2.0), dtype=np.float32), "fluid")
+        window.paint(np.asarray(np.maximum(fluid, window.z - roof + 2.0), dtype=np.float32), "fluid")
     share = window.share(field)
     # the wall and the lungs stay in front of the liver
     share *= window.share(wall)
     value = np.full(share.shape, np.float32(window.signals["liver"] * patient.gain["liver"]))
+    near = np.nonzero(share)
+    spots = _lattice(window, near, patient.lattice_mm)
     septa = ndimage.map_coordinates(patient.texture, spots, order=1, mode="nearest")
     mottle = ndimage.map_coordinates(patient.mottle, spots / 3.0, order=1, mode="nearest")
     value[near] *= 1.0 + np.float32(patient.strength.texture * texture_sign) * septa + np.float32(0.035) * mottle
@@ -240,16 +236,18 @@ def _liver(canvas: Canvas, patient: Patient, cavity: FloatArray, dome: FloatArra
     fissure = window.window((-24.0, 8.0, -60.0), (16.0, 100.0, 26.0))
     if fissure is not None:
         # the fissure of the round ligament divides the left lobe, open below
-        slit = np.abs(fissure.x + np.float32(4.0) - np.float32(0.08) * fissure.y) - np.float32(2.6)
-        slit += np.float32(0.09) * np.maximum(fissure.z + 22.0, 0.0) + np.float32(0.05) * np.abs(fissure.y - 45.0)
-        fissure.paint(np.asarray(np.maximum(slit, wall_of(fissure, patient)), dtype=np.float32), "fat", factor=0.9)
+        bent = fissure.x + np.float32(4.0) - np.float32(0.10) * fissure.y + 3.0 * np.sin(0.09 * fissure.y)
+        slit = np.abs(bent) - np.float32(2.8 + 0.8 * float(patient.variation[13]))
+        slit += np.float32(0.16) * np.maximum(fissure.z + 18.0, 0.0) + np.float32(0.10) * np.abs(fissure.y - 34.0)
+        fissure.paint(np.asarray(np.maximum(slit, wall[fissure.box]), dtype=np.float32), "fat", factor=0.9)
 
 
-def wall_of(canvas: Canvas, patient: Patient) -> FloatArray:
-    """Field of the space inside the abdominal wall in mm."""
-    skin = torso(canvas)
-    skin += np.float32(patient.fat_mm) * (1.0 + np.float32(0.25 / TORSO_MM[1]) * canvas.y) + np.float32(WALL_MM)
-    return skin
+def _lattice(canvas: Canvas, voxels: tuple[npt.NDArray[np.intp], ...], step_mm: float) -> FloatArray:
+    """Coordinates (3, N) of some voxels on the lattice that spans the liver's box."""
+    spots = np.stack([canvas.x[voxels], canvas.y[voxels], canvas.z[voxels]])
+    spots -= np.array(LIVER_LOW_MM, dtype=np.float32)[:, None]
+    spots *= np.float32(1.0 / step_mm)
+    return spots
 
 
 def _spleen(canvas: Canvas, patient: Patient, cavity: FloatArray, dome: FloatArray) -> None:
@@ -257,8 +255,8 @@ def _spleen(canvas: Canvas, patient: Patient, cavity: FloatArray, dome: FloatArr
     window = canvas.window((-150.0, -105.0, -70.0), (-40.0, 50.0, 100.0))
     if window is None:
         return
-    wall = wall_of(window, patient)
-    roof = (window.z - diaphragm(window, patient) + 3.0) * np.float32(0.75)
+    wall = cavity[window.box]
+    roof = (window.z - dome[window.box] + 3.0) * np.float32(0.75)
     body = window.ellipsoid((-98.0, -34.0, 14.0), (34.0 * grow, 44.0 * grow, 50.0 * grow))
     hilum = window.ellipsoid((-62.0, -8.0, 14.0), (33.0, 40.0, 62.0))
     spleen = np.maximum(np.maximum(body, -hilum), np.maximum(wall + 2.0, roof))

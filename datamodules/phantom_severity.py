@@ -10,7 +10,7 @@ import numpy as np
 LSM_THRESHOLD_KPA = 12.0
 LSM_HEALTHY_KPA = 3.6
 LSM_SEVERE_KPA = 46.0
-LSM_LOG_SD = 0.24
+LSM_LOG_SD = 0.30
 METAVIR_CUTS = (0.18, 0.36, 0.54, 0.72)
 STAGE_CUTS = (0.42, 0.72)
 READING_SD = 0.09
@@ -39,7 +39,7 @@ class PhantomStrength:
     nodularity: float = 1.8
     caudate: float = 0.45
     right_lobe: float = 22.0
-    spleen: float = 0.12
+    spleen: float = 0.10
     ascites: float = 4.0
 
 
@@ -108,7 +108,7 @@ def draw_findings(rng: np.random.Generator) -> Findings:
         stage=stage,
         age=float(np.clip(np.round(rng.normal(52.0 + 8.0 * severity, 11.0)), 20, 85)),
         sex="F" if rng.random() < 0.45 else "M",
-        texture=shown(3, 0.07),
+        texture=shown(3, 0.14),
         nodularity=shown(4, 0.12),
         shape=shown(5, 0.20),
         spleen=shown(6, 0.35),

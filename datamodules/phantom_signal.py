@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 FIELDS_T = (1.5, 3.0)
 R2_PRIME_PER_T = 6.0
-"""Reversible dephasing in 1/s per tesla of field, the same for all tissues: at echo times of 2–5 ms it matters little."""
+"""Reversible dephasing in 1/s per tesla of field, the same for all tissues: it matters little at 2–5 ms."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
