@@ -165,9 +165,13 @@ def _typed(column: str, values: pd.Series) -> tuple[pd.Series, list[tuple[int, o
     if column in TEXT_COLUMNS:
         text = values.astype("string").str.strip()
         return text.mask(text == "", pd.NA), []
-    blank = values.isna() | (values.astype("string").str.strip() == "").fillna(False)
-    numbers = pd.to_numeric(values.where(~blank), errors="coerce").astype("float64")
-    wrong = numbers.isna() & ~blank
+    if pd.api.types.is_numeric_dtype(values):  # the usual case, a Parquet file: nothing to parse
+        numbers = values.astype("float64")
+        wrong = pd.Series(False, index=values.index)
+    else:
+        blank = values.isna() | (values.astype("string").str.strip() == "").fillna(False)
+        numbers = pd.to_numeric(values.where(~blank), errors="coerce").astype("float64")
+        wrong = numbers.isna() & ~blank
     if column in INTEGER_COLUMNS:
         wrong |= numbers.notna() & (numbers != np.floor(numbers))
         kind = "a whole number"

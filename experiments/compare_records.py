@@ -149,7 +149,13 @@ def _plain_file(path: Path, mapping: Mapping[str, str], notes: list[str]) -> pd.
         if left:
             notes.append(f"{path.name}: columns not used: {', '.join(left)}.")
         table = table.drop(columns=extra)
-    defaults = {"arm": path.stem, "seed": 0, "fold": 0, "part": "test", "split_sha256": UNKNOWN_SPLIT}
+    defaults: dict[str, str | int] = {
+        "arm": path.stem,
+        "seed": 0,
+        "fold": 0,
+        "part": "test",
+        "split_sha256": UNKNOWN_SPLIT,
+    }
     missing = [column for column in defaults if column not in table.columns]
     if missing:
         words = ", ".join(f"{column} {defaults[column]}" for column in missing)

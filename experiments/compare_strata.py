@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.compare_metrics import Resampled, metrics_of
-from experiments.compare_records import units
+from experiments.compare_records import Unit, units
 from experiments.compare_results import FamilyResult, Stratum
 from experiments.statistics_proportions import Interval
 
@@ -76,12 +76,16 @@ def _stratum(
             [],
             {arm: engine.interval("dice", arm, level) for arm in arms if engine.columns(arm)},
         )
-    members_by_arm = {arm: units(found.family, rows, [arm]) for arm in arms}
+    members_by_arm: dict[str, list[Unit]] = {arm: [] for arm in arms}
+    for unit in units(found.family, rows):
+        members_by_arm[unit.arm].append(unit)
+    needed = {"sensitivity", "specificity"} if found.metric == "balanced_accuracy" else {found.metric}
     present = [arm for arm in arms if members_by_arm[arm]]
     target = members_by_arm[present[0]][0].target
     counts = np.bincount(target, minlength=found.family.classes).tolist()
     values: dict[str, Interval | None] = {}
     reason = ""
+    engines: dict[bytes, Resampled] = {}
     for arm in present:
         members_here = members_by_arm[arm]
         here = members_here[0].target
@@ -92,10 +96,12 @@ def _stratum(
         if any(not np.array_equal(unit.target, here) for unit in members_here):
             values[arm], reason = None, "not estimable: seeds have different patients here"
             continue
-        engine = Resampled(
-            [unit.arm for unit in members_here], [metrics_of(unit) for unit in members_here], here, resamples, seed
-        )
-        values[arm] = engine.interval(found.metric, arm, level)
+        key = here.tobytes()
+        if key not in engines:
+            alike = [unit for other in present for unit in members_by_arm[other] if np.array_equal(unit.target, here)]
+            metrics = [{name: item for name, item in metrics_of(unit).items() if name in needed} for unit in alike]
+            engines[key] = Resampled([unit.arm for unit in alike], metrics, here, resamples, seed)
+        values[arm] = engines[key].interval(found.metric, arm, level)
     if not reason and all(item is None for item in values.values()):
         reason = "not estimable: one class only" if len(np.unique(target)) < 2 else "not estimable"
     return Stratum(variable, value, patients, counts, values, reason)

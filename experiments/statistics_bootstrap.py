@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,7 @@ Weights = NDArray[np.float32]
 Statistic = Callable[[Weights], Floats]
 """Weights of shape (R, n) to values of shape (R,)."""
 
+_EXACT_PAIRS = 2**22
 CHUNK = 1000
 """Resamples held at once: 1,000 × 500 patients are 2 MB a matrix."""
 
@@ -67,25 +69,32 @@ def seed_weights(seeds: int, resamples: int, seed: int) -> Floats:
     return generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
 
 
+def pair_kernel(target: ArrayLike, scores: ArrayLike) -> NDArray[np.floating[Any]]:
+    """1 where a positive scores above a negative, 1/2 in a tie, 0 otherwise; shape (positives, negatives).
+
+    float32 while all sums of pairs stay exact in it, float64 for larger sets.
+    """
+    positive, values = np.asarray(target).astype(bool), np.asarray(scores, dtype=float)
+    above = np.sign(values[positive][:, None] - values[~positive][None, :])
+    kernel = 0.5 * (above + 1)
+    return kernel.astype(np.float64 if kernel.size >= _EXACT_PAIRS else np.float32)
+
+
 def auc_statistic(target: ArrayLike, scores: ArrayLike) -> Statistic:
     """The AUC as a function of weights.
 
     With K[i, j] = 1 where positive i scores above negative j, 1/2 in a tie, 0 otherwise, and weights u, v of positives
-    and negatives: AUC = u' K v / (sum u · sum v). All values are halves of whole numbers, so float32 is exact until
-    8 million pairs; larger sets use float64.
+    and negatives: AUC = u' K v / (sum u · sum v).
 
     Returns:
         A statistic; NaN for a resample without one of the classes.
     """
     positive = np.asarray(target).astype(bool)
-    values = np.asarray(scores, dtype=float)
-    kind = np.float32 if positive.sum() * (~positive).sum() < 2**22 else np.float64
-    above = values[positive][:, None] - values[~positive][None, :]
-    kernel = (0.5 * (np.sign(above) + 1)).astype(kind)
+    kernel = pair_kernel(target, scores)
 
     def statistic(weights: Weights) -> Floats:
-        up, down = weights[:, positive].astype(kind, copy=False), weights[:, ~positive].astype(kind, copy=False)
-        # each product is a half of a whole number below 2**23, but their sum need not be: add in float64
+        up, down = weights[:, positive], weights[:, ~positive]
+        # the products are halves of whole numbers, exact in the kernel's precision; add them in float64
         pairs = ((up @ kernel) * down).sum(axis=1, dtype=np.float64)
         sizes = up.sum(axis=1, dtype=np.float64) * down.sum(axis=1, dtype=np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
