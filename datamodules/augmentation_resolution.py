@@ -129,10 +129,10 @@ def _down_and_up(edge: int, factor: Tensor) -> Tensor:
     """Matrices that pick the nearest voxels on a coarser grid and interpolate back; (N, edge, edge)."""
     matrices = []
     for value in factor.tolist():
-        count = max(1, int(-(-edge // value)))
-        # centres of the coarse voxels, on the same extent about the same centre
+        count = max(1, int(edge / value))
+        # centres of the coarse voxels, about the same centre and within the same extent, as TorchIO's
         centres = (torch.arange(count) - (count - 1) / 2) * value + (edge - 1) / 2
-        picked = centres.round().clamp(0, edge - 1).long()
+        picked = (centres + 0.5).floor().clamp(0, edge - 1).long()
         place = ((torch.arange(edge) - (edge - 1) / 2) / value + (count - 1) / 2).clamp(0, count - 1)
         left = place.floor().clamp(max=max(count - 2, 0)).long()
         share = (place - left).clamp(0, 1)

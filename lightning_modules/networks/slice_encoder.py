@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -20,8 +19,8 @@ class SliceEncoder(nn.Module):
     timm's ``features_only`` gives the backbone as a chain of modules, some of which end a stage. We
     walk the chain ourselves, so that a gated map is what the next stage sees. This holds for ResNet,
     DenseNet, VGG, ConvNeXt, Swin, PVTv2 and MambaOut alike; maps are handed out as (N, C, H, W)
-    whatever the backbone's own layout. Backbones without such a chain (plain vision transformers)
-    have their maps gated only after the last block of each; gating is refused for them.
+    whatever the backbone's own layout. Plain vision transformers are no such chain: they are encoded
+    as timm does, and gating is refused for them.
 
     Args:
         backbone: timm's name of the model.
@@ -98,10 +97,16 @@ def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str 
     options: dict[str, object] = {"features_only": True, "in_chans": in_channels}
     if "swin" in backbone:
         options["strict_img_size"] = False  # otherwise only the size it was trained at is taken
+    if backbone.startswith(("vit_", "eva", "deit")):
+        options["dynamic_img_size"] = True
     if weights_file is not None:
         _check_weights(backbone, Path(weights_file))
-        options["pretrained_cfg_overlay"] = {"file": str(weights_file)}
-        return _create(backbone, True, options)
+        options["pretrained_cfg_overlay"] = {"file": str(weights_file), "custom_load": False}
+        try:
+            return _create(backbone, True, options)
+        except RuntimeError as error:  # shapes differ
+            first = str(error).splitlines()[-1].strip()
+            raise ValueError(f"weights_file {weights_file}: does not fit {backbone}: {first}") from error
     if not pretrained:
         return _create(backbone, False, options)
     try:
@@ -119,30 +124,25 @@ def _create(backbone: str, pretrained: bool, options: dict[str, object]) -> nn.M
 
 
 def _check_weights(backbone: str, path: Path) -> None:
-    """Check that the file holds every weight of the backbone, since timm only logs what is missing."""
+    """Check that the file holds every weight that the feature maps need, since timm only logs what is missing."""
     if not path.is_file():
         raise ValueError(f"weights_file {path}: there is no such file; check the path")
     try:
-        found: Sequence[str] = list(load_state_dict(str(path)))
+        found = {_flat(key) for key in load_state_dict(str(path))}
     except Exception as error:  # unpickling a broken file can raise nearly anything
-        raise ValueError(
-            f"weights_file {path}: cannot be read ({type(error).__name__}); give a .pth or .safetensors"
-        ) from error
+        message = f"weights_file {path}: cannot be read ({type(error).__name__}); give a .pth or .safetensors file"
+        raise ValueError(message) from error
     with torch.device("meta"):
-        model = timm.create_model(backbone)
-    head = (
-        tuple(model.pretrained_cfg.get("classifier") or ())
-        if not isinstance(model.pretrained_cfg.get("classifier"), str)
-        else (model.pretrained_cfg["classifier"],)
-    )
-    needed = [key for key in model.state_dict() if not key.startswith((*head, "head."))]
-    missing = sorted(set(needed) - set(found))
-    # norms kept only for the classifier are not part of the feature maps
-    missing = [
-        key for key in missing if not key.endswith("num_batches_tracked") and "relative_position_index" not in key
-    ]
+        model = timm.create_model(backbone, features_only=True)
+    needed = [key for key in model.state_dict() if not key.endswith(("num_batches_tracked", "relative_position_index"))]
+    missing = [key for key in needed if _flat(key.removeprefix("model.")) not in found]
     if missing:
         raise ValueError(
             f"weights_file {path}: {len(missing)} of {len(needed)} weights of {backbone} are missing "
             f"(first: {missing[0]}); the file must hold this backbone in timm's naming"
         )
+
+
+def _flat(key: str) -> str:
+    """A weight's name as it is before and after timm unrolls a model into a chain."""
+    return key.replace(".", "_")

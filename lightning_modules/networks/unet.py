@@ -138,7 +138,7 @@ class NNUNet(nn.Module):
     def train(self, mode: bool = True) -> NNUNet:
         """Switch the mode, and with it whether all levels' logits are returned."""
         super().train(mode)
-        self.network.decoder.deep_supervision = mode and self.deep_supervision  # type: ignore[union-attr, assignment]  # the engine's own switch
+        self.network.decoder.deep_supervision = mode and self.deep_supervision  # type: ignore[union-attr]  # the engine's own switch
         return self
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
