@@ -78,7 +78,8 @@ def make_phantom(
         test_fraction: Share of patients whose ``official_split`` is ``test``, in [0, 1); exactly
             ``round(test_fraction * patients)``, stratified by LSM > 12 kPa and source.
         strength: How strongly severity shows; None for the default.
-        workers: Processes; None for one a core.
+        workers: Processes; None for one a core. They are spawned, so a script that calls this with
+            more than one needs an ``if __name__ == "__main__"`` guard.
         progress: Show a progress bar on stderr.
 
     Returns:

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import math
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -141,7 +142,7 @@ def draw_grid(
     slice_mm = scanner.slice_mm[sequence] * float(rng.choice((0.94, 1.0, 1.0, 1.06))) / (0.4 + 0.6 * detail)
     slices = math.ceil((190.0 * patient.scale[2] + float(rng.uniform(0.0, 14.0))) / slice_mm)
     breath = rng.normal(0.0, 1.0, 3) * (1.0, 1.5, 4.0)
-    shift = tuple(float(s) for s in np.clip(breath, -8.0, 8.0))
+    moved = np.clip(breath, -8.0, 8.0) + table
     rotation = np.eye(3)
     if oblique:
         for axis, angle in enumerate(angles):
@@ -158,7 +159,7 @@ def draw_grid(
     affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1.0) / 2.0)
     # scanner coordinates start at the magnet's centre, not at the patient's
     affine[:3, 3] += table
-    return Grid(shape, affine, slice_mm, tuple(float(s + t) for s, t in zip(shift, table, strict=True)))
+    return Grid(shape, affine, slice_mm, (float(moved[0]), float(moved[1]), float(moved[2])))
 
 
 def canvas_of(grid: Grid, patient: Patient, signals: dict[str, float]) -> tuple[Canvas, int]:
@@ -185,7 +186,7 @@ def canvas_of(grid: Grid, patient: Patient, signals: dict[str, float]) -> tuple[
         points.append(np.asarray(sum(terms[1:], terms[0]) + np.float32(row[3]), dtype=np.float32))
     x, y, z = deformed(points[0], points[1], points[2], patient.waves)
     edge = abs(float(np.linalg.norm(grid.affine[:3, 0])))
-    return Canvas((x, y, z), np.linalg.inv(matrix), edge, signals, pad_mm=10.0), layers
+    return Canvas((x, y, z), np.asarray(np.linalg.inv(matrix), dtype=np.float64), edge, signals, pad_mm=10.0), layers
 
 
 def paint_marker(canvas: Canvas) -> None:
@@ -261,7 +262,8 @@ def write_scan(path: Path, data: npt.NDArray[np.generic], affine: npt.NDArray[np
         data: Integers, (I, J, K).
         affine: Voxel indices to RAS+ mm, (4, 4).
     """
-    image = nib.Nifti1Image(data, affine, dtype=data.dtype)
+    nifti: Any = nib.Nifti1Image
+    image = nifti(data, affine, dtype=data.dtype)
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)

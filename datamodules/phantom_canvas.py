@@ -44,7 +44,7 @@ class Canvas:
         self.signal: FloatArray = np.zeros(self.x.shape, dtype=np.float32)
         self.liver: FloatArray = np.zeros(self.x.shape, dtype=np.float32)
 
-    def window(self, low: Sequence[float], high: Sequence[float]) -> Canvas | None:
+    def window(self, low: npt.ArrayLike, high: npt.ArrayLike) -> Canvas | None:
         """The part of the canvas around a box of the atlas frame, as views.
 
         Args:
@@ -142,10 +142,9 @@ def smooth_max(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
     np.maximum(h, 0.0, out=h)
     h *= h
     h *= np.float32(0.25 / blend_mm)
-    h += np.maximum(a, b)
-    return h
+    return np.asarray(np.maximum(a, b) + h, dtype=np.float32)
 
 
 def smooth_min(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
     """Smaller of two fields in mm (the union of two shapes), with the crease rounded over ``blend_mm``."""
-    return np.asarray(-smooth_max(-a, -b, blend_mm), dtype=np.float32)
+    return np.negative(smooth_max(np.negative(a), np.negative(b), blend_mm))

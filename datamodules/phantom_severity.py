@@ -76,7 +76,7 @@ class Findings:
 
 def expected_lsm_kpa(severity: float) -> float:
     """Median liver stiffness in kPa at a latent severity in [0, 1]: exponential, so monotone."""
-    return LSM_HEALTHY_KPA * (LSM_SEVERE_KPA / LSM_HEALTHY_KPA) ** severity
+    return LSM_HEALTHY_KPA * math.exp(severity * math.log(LSM_SEVERE_KPA / LSM_HEALTHY_KPA))
 
 
 def draw_findings(rng: np.random.Generator) -> Findings:
