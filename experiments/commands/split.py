@@ -183,8 +183,8 @@ def _say_findings(console: Console, found: SplitAudit) -> None:
         _say(console, f"Fault: {mismatch}")
     for leak in found.leaks:
         _say(console, f"LEAK: {leak.message}")
-    patients = {leak.patient_id for leak in found.leaks}
-    _say(console, f"{len(patients)} patients leak." if len(patients) != 1 else "1 patient leaks.")
+    leaking = len({leak.patient_id for leak in found.leaks})
+    _say(console, "1 patient leaks." if leaking == 1 else f"{leaking} patients leak.")
 
 
 def _say_excluded(console: Console, splits: Splits, cohort: Cohort) -> None:
