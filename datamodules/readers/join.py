@@ -34,20 +34,19 @@ def join(cohorts: Sequence[Cohort], *, shared_patients: bool = False) -> Cohort:
     clashes: dict[tuple[str, str, str], list[str]] = {}
     for cohort in cohorts:
         for kind in ("scan_id", "patient_id"):
-            for value in cohort.frame[kind].unique():
+            for value in map(str, cohort.frame[kind].unique()):
                 first = owners.setdefault((kind, value), cohort.name)
                 if first != cohort.name:
                     clashes.setdefault((kind, first, cohort.name), []).append(value)
-    faults = [
-        f"{first} and {second}: {len(values)} {kind}s are in both: {listed(sorted(values, key=natural_key))}; "
-        + (
-            "give each scan its own id"
-            if kind == "scan_id"
-            else "rename them, or say --shared-patients if these are the same people"
-        )
-        for (kind, first, second), values in clashes.items()
-        if kind == "scan_id" or not shared_patients
-    ]
+    faults = []
+    for (kind, first, second), values in clashes.items():
+        if kind == "patient_id" and shared_patients:
+            continue
+        ordered = sorted(values, key=natural_key)
+        remedy = "give each scan its own id"
+        if kind == "patient_id":
+            remedy = "rename them, or say --shared-patients if these are the same people"
+        faults.append(f"{first} and {second}: {len(values)} {kind}s are in both: {listed(ordered)}; {remedy}")
     names = [cohort.name for cohort in cohorts]
     faults += [
         f"{name}: is named twice; name each table once" for name in dict.fromkeys(names) if names.count(name) > 1

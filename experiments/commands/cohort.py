@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.errors import InputError
+from experiments.commands import cohort_check
 
 if TYPE_CHECKING:
     from datamodules.cohort import Cohort
@@ -31,8 +31,7 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     _register_public(commands)
     _register_dicom(commands)
     _register_join(commands)
-    if importlib.util.find_spec("experiments.commands.cohort_check") is not None:
-        importlib.import_module("experiments.commands.cohort_check").register(commands)
+    cohort_check.register(commands)
 
 
 def _register_phantom(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -89,12 +88,6 @@ def _register_public(commands: Subparsers[argparse.ArgumentParser]) -> None:
     _reader(commands, "care-liver", "CARE-Liver / LiFS: LiQA training data, fibrosis S1–S4", _plain("care_liver"))
     _reader(commands, "amos", "AMOS22: its MRI part", _plain("amos"))
     _reader(commands, "atlas", "ATLAS: contrast-enhanced T1, liver and tumour merged", _plain("atlas"))
-    _reader(
-        commands,
-        "csv",
-        "a CSV of the cohort table's columns, paths relative to it; images are NIfTI or folders of one DICOM series",
-        _converted("csv"),
-    )
     nnunet = _reader(commands, "nnunet", "nnU-Net raw data set: imagesTr, labelsTr, dataset.json", _nnunet)
     nnunet.add_argument(
         "--mask-label", type=_labels, metavar="N[,N]", help="values that are liver (default: 'liver' of dataset.json)"
@@ -116,12 +109,18 @@ def _register_dicom(commands: Subparsers[argparse.ArgumentParser]) -> None:
     duke.add_argument("--sequence", metavar="NAME", help="sequence of every series (default: key tables and headers)")
     options = ("source", "sequence", "select", "exclude", "orientation", "min_slices")
     dicom = _reader(commands, "dicom", "folders of DICOM series", _converted("dicom", *options), epilog=DICOM_NOTE)
-    dicom.add_argument("--source", required=True, metavar="NAME", help="cohort, site or vendor")
+    dicom.add_argument("--source", metavar="NAME", help="cohort, site or vendor (default: ROOT's name, with a note)")
     dicom.add_argument("--sequence", metavar="NAME", help="sequence of every series (default: rules on each header)")
     dicom.add_argument("--select", metavar="REGEX", help="only series whose description matches")
     dicom.add_argument("--exclude", metavar="REGEX", help="no series whose description matches")
     dicom.add_argument("--orientation", choices=("axial", "coronal", "sagittal"), help="only volumes of this plane")
     dicom.add_argument("--min-slices", type=_positive, default=3, metavar="N", help="fewer make no volume (default 3)")
+    _reader(
+        commands,
+        "csv",
+        "a CSV of the cohort table's columns, paths relative to it; images are NIfTI or folders of one DICOM series",
+        _converted("csv"),
+    )
 
 
 def _register_join(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -232,6 +231,9 @@ def _converted(module: str, *options: str) -> Callable[[argparse.Namespace], Coh
     def read(args: argparse.Namespace) -> Cohort:
         reader = importlib.import_module(f"datamodules.readers.{module}")
         folder = args.out.absolute().with_name(f"{args.out.stem}_nifti")
+        if "source" in options and not args.source:
+            args.source = args.root.absolute().name
+            _notice(f"every scan's source is {args.source!r}, the folder's name; give --source NAME for another")
         cohort: Cohort = reader.read(
             args.root, folder, notify=_notice, **{name: getattr(args, name) for name in options}
         )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from datamodules.cohort import Cohort
-from experiments.cli import main
+from experiments.cli import build_parser, main
 from tests.datamodules.readers.tree import volumes
 
 LAYOUTS = (
     "phantom", "nifti", "cirrmri", "care-liver", "chaos", "amos", "atlas", "duke", "nnunet", "dicom", "csv", "join",
+    "check",
 )  # fmt: skip
 
 
@@ -122,6 +125,29 @@ def test_dicom_folders_in_a_csv(test_data: Path, tmp_path: Path, capsys: pytest.
     table.write_text(f"{header}a,Ana,T2W,{hole},site\n", encoding="utf-8")
     assert run("csv", table, "--out", out) == 2
     assert " mm" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_dicom_needs_no_option(test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = next((test_data / "prostatex" / "complete_study").glob("*/*t2tsetra*"))
+    out = tmp_path / "my cohort.csv"
+    assert run("dicom", root, "--out", out) == 0
+    (scan,) = Cohort.load(out).scans
+    assert scan.source == root.name and scan.image.resolve().parent == tmp_path / "my cohort_nifti"
+    assert f"note: every scan's source is '{root.name}'" in capsys.readouterr().err
+
+
+def test_every_command_of_the_guide_is_understood() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "cohorts.md"
+    blocks = re.findall(r"```sh\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("hepastage ")
+    ]
+    parser = build_parser()
+    for line in lines:
+        parser.parse_args(shlex.split(line, comments=True)[1:])
+    named = {line.split()[2] for line in lines if line.startswith("hepastage cohort ")}
+    assert named >= set(LAYOUTS)
 
 
 def test_every_layout_has_its_help_without_heavy_imports() -> None:
