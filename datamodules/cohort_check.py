@@ -198,7 +198,9 @@ def _of_one(scan: Scan, facts: FileFacts) -> Iterator[Finding]:
         return
     if facts.mask_ml == 0:
         labels = ",".join(map(str, scan.mask_labels))
-        yield Finding("fault", "empty-mask", f"{scan.mask}: no voxel has the label {labels}; check mask_labels", about)
+        held = ", ".join(map(str, facts.mask_values))
+        message = f"{scan.mask}: no voxel has the label {labels}, it holds {held}; correct mask_labels or the mask"
+        yield Finding("fault", "empty-mask", message, about)
         return
     if not LIVER_ML[0] <= facts.mask_ml <= LIVER_ML[1]:
         usual = f"{LIVER_ML[0]:.0f} to {LIVER_ML[1]:.0f} ml"

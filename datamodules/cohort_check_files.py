@@ -43,6 +43,7 @@ class FileFacts:
         mask_parts: Its connected components of at least ``SPECK_ML``.
         mask_specks: Its smaller components.
         mask_largest_share: Share of the mask's volume in its largest component.
+        mask_values: Where the mask is empty: the values that its file holds instead (at most 12).
         mask_at_edge: Whether it touches the image's border within a slice.
         thumbnail: PNG, or None.
     """
@@ -63,6 +64,7 @@ class FileFacts:
     mask_parts: int | None = None
     mask_specks: int | None = None
     mask_largest_share: float | None = None
+    mask_values: tuple[int, ...] = ()
     mask_at_edge: bool | None = None
     thumbnail: bytes | None = None
 
@@ -107,6 +109,8 @@ def check_files(scan: Scan, thumbnail: bool) -> FileFacts:
     spacing = _canonical_spacing(image)
     if inside is not None:
         _measure_mask(facts, canonical, inside, spacing)
+        if facts.mask_ml == 0 and scan.mask is not None:
+            facts.mask_values = tuple(int(value) for value in np.unique(read_image(scan.mask).data)[:12])
     if thumbnail:
         facts.thumbnail = draw(canonical, inside, spacing)
     return facts

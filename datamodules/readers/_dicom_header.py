@@ -33,8 +33,8 @@ HEADER_TAGS: list[Any] = [
     "StudyTime", "Modality", "SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "ImageType",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
     "SamplesPerPixel", "NumberOfFrames", "EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime",
-    "InversionTime", "DiffusionGradientOrientation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    *B_VALUE_TAGS,
+    "InversionTime", "DiffusionGradientOrientation", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", *B_VALUE_TAGS,
     # pydicom knows a private element only together with its creator
     (0x0019, 0x0010), (0x0043, 0x0010), (0x2001, 0x0010), (0x0065, 0x0010),
 ]  # fmt: skip
