@@ -76,7 +76,7 @@ def pair_kernel(target: ArrayLike, scores: ArrayLike) -> NDArray[np.floating[Any
     """
     positive, values = np.asarray(target).astype(bool), np.asarray(scores, dtype=float)
     above = np.sign(values[positive][:, None] - values[~positive][None, :])
-    kernel = 0.5 * (above + 1)
+    kernel: Floats = 0.5 * (above + 1)
     return kernel.astype(np.float64 if kernel.size >= _EXACT_PAIRS else np.float32)
 
 
