@@ -1,0 +1,100 @@
+"""Leave ``predictions.parquet`` behind every test: one row per patient or scan, each once on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.run_directory import Identity, RunDirectory
+from datamodules.base import CohortDataModule
+from datamodules.records import write_records
+from lightning_modules.classification import probabilities
+from lightning_modules.task import gather_by_id
+
+
+class PredictionWriter(Callback):
+    """Write classification and staging predictions of the test part into the run directory."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Turn one batch's logits into rows."""
+        datamodule = datamodule_of(trainer)
+        rows = classification_rows(outputs["logits"], outputs["scan_id"], outputs["threshold"])
+        for row, empty in zip(rows, outputs["empty_mask"].tolist(), strict=True):
+            # extra columns of a record begin with x_
+            self._rows[row["scan_id"]] = {**row, **datamodule.facts(row["scan_id"]), "x_empty_mask": bool(empty)}
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the rows of all ranks and write them once."""
+        rows = gather_by_id(self._rows)
+        self._rows = {}
+        if trainer.is_global_zero:
+            run = RunDirectory(trainer.default_root_dir)
+            write_rows(list(rows.values()), run, run.identity())
+
+
+def classification_rows(logits: Tensor, scan_ids: Sequence[str], threshold: float) -> list[dict[str, Any]]:
+    """Columns of the record that come from the network.
+
+    Args:
+        logits: Shape (B, 1) for two classes, (B, classes) for more.
+        scan_ids: One id for each item.
+        threshold: Probability from which a patient counts as positive; only for two classes.
+
+    Returns:
+        ``prob``, ``logit`` and ``threshold``, or ``prob_k`` and ``logit_k``, and ``scan_id``, for each item.
+    """
+    values = logits.detach().float().cpu().numpy()
+    rows: list[dict[str, Any]] = []
+    for scan_id, logit, probability in zip(scan_ids, values, probabilities(values), strict=True):
+        if len(logit) == 1:
+            row = {"prob": float(probability[1]), "logit": float(logit[0]), "threshold": threshold}
+        else:
+            row = {f"prob_{index}": float(value) for index, value in enumerate(probability)}
+            row |= {f"logit_{index}": float(value) for index, value in enumerate(logit)}
+        rows.append({**row, "scan_id": scan_id})
+    return rows
+
+
+def write_rows(rows: list[dict[str, Any]], run: RunDirectory, identity: Identity) -> None:
+    """Add the run's identity to each row and write the record.
+
+    Args:
+        rows: One a scan, with at least ``patient_id`` and ``scan_id``.
+        run: Where to write.
+        identity: Study, arm, seed and fold.
+    """
+    frame = pd.DataFrame(rows)
+    frame["study"] = identity.study
+    frame["arm"] = identity.arm
+    frame["role"] = identity.role
+    frame["seed"] = identity.seed
+    frame["fold"] = identity.fold
+    frame["part"] = "test"
+    write_records(frame, run.predictions)
+
+
+def datamodule_of(trainer: Trainer) -> CohortDataModule:
+    """The trainer's data module, which knows the facts about each scan.
+
+    Raises:
+        TypeError: It is not one of hepastage's.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, CohortDataModule):
+        raise TypeError("prediction records need one of hepastage's data modules; pass trainer.test(datamodule=…)")
+    return datamodule

@@ -1,0 +1,149 @@
+"""What every data module shares: cohort, split, store, and the facts that go into a prediction record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.augmentation import BatchedAugmentation
+from datamodules.batch import Batch
+from datamodules.cohort import Cohort, Scan
+from datamodules.errors import InputError
+from datamodules.preprocessing import Preprocessing
+from datamodules.splits import Fold, Splits
+from datamodules.store import Store
+
+Part = Literal["train", "valid", "test"]
+MaskSource = Literal["none", "reference", "out_of_fold", "external"]
+
+
+class CohortDataModule(LightningDataModule):
+    """Base of the data modules.
+
+    Args:
+        cohort: The cohort table.
+        splits: The split file; required for training and testing.
+        fold: Fold of the split file, counted from 0.
+        store: Folder of preprocessed scans, shared by all runs.
+        preprocessing: Grid and normalisation.
+        sequences: Sequences to use; for one-sequence modules exactly one.
+        batch_size: Scans (or patches) in a batch on each device.
+        workers: Loader processes; 0 loads in the training process, which is fastest for small volumes
+            because the store is memory-mapped.
+        augmentation: Batched augmentation of training batches on the device; None for none.
+
+    Raises:
+        InputError: The fold does not exist.
+    """
+
+    def __init__(
+        self,
+        cohort: str,
+        splits: str | None,
+        fold: int,
+        store: str,
+        preprocessing: Preprocessing,
+        sequences: Sequence[str],
+        batch_size: int,
+        workers: int,
+        augmentation: BatchedAugmentation | None,
+    ) -> None:
+        super().__init__()
+        whole = Cohort.load(cohort)
+        self.cohort = whole.select(sequences=sequences)
+        self.splits = None if splits is None else Splits.load(Path(splits), whole)
+        self.fold_number = fold
+        self.sequences = tuple(sequences)
+        self.store = Store(store, preprocessing)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.augmentation = augmentation
+        if self.splits is not None and not 0 <= fold < len(self.splits.folds):
+            raise InputError(f"{splits}: no fold {fold}; it has folds 0 to {len(self.splits.folds) - 1}")
+
+    @property
+    def fold(self) -> Fold:
+        """The fold in use.
+
+        Raises:
+            InputError: No split file was given.
+        """
+        if self.splits is None:
+            raise InputError("data.init_args.splits is not set; make a split with 'hepastage split make' and give it")
+        return self.splits.folds[self.fold_number]
+
+    def scans_of(self, part: Part) -> list[Scan]:
+        """The selected scans of one part of the fold, in the cohort's order.
+
+        Raises:
+            InputError: The part has no scan of the selected sequences.
+        """
+        patients = set(getattr(self.fold, part))
+        scans = [scan for scan in self.cohort.scans if scan.patient_id in patients]
+        if not scans:
+            raise InputError(
+                f"{self.cohort.name}: fold {self.fold_number} has no {'/'.join(self.sequences)} scan in its {part} part"
+            )
+        return scans
+
+    def facts(self, scan_id: str) -> dict[str, Any]:
+        """Columns of the prediction record that are known without a prediction.
+
+        Args:
+            scan_id: A scan's id as in the batch.
+        """
+        scan = self.cohort.scan(scan_id)
+        return {
+            "patient_id": scan.patient_id,
+            "scan_id": scan_id,
+            "source": scan.source,
+            "sequence": scan.sequence,
+            "sex": scan.sex,
+            "age": scan.age,
+            "split_sha256": "" if self.splits is None else self.splits.sha256,
+        }
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches on the device; parameters depend on seed, step and rank alone."""
+        trainer = self.trainer
+        if self.augmentation is None or trainer is None or not trainer.training:
+            return batch
+        # the loop counts from -1 until its first step has been taken
+        step, rank = trainer.fit_loop.total_batch_idx + 1, trainer.global_rank
+        image, mask = self.augmentation(batch["image"], batch.get("mask"), step, rank, self.known_spacing)
+        batch["image"] = image
+        if mask is not None:
+            batch["mask"] = mask
+        return batch
+
+    @property
+    def known_spacing(self) -> tuple[float, float, float] | None:
+        """Spacing in mm of all volumes, or None where preprocessing keeps a native axis."""
+        spacing = self.store.preprocessing.spacing
+        if spacing is None:
+            return None
+        i, j, k = spacing
+        return None if i is None or j is None or k is None else (i, j, k)
+
+    def loader(self, dataset: Dataset[Any], *, train: bool, batch_size: int | None = None) -> DataLoader[Any]:
+        """A loader; training shuffles and drops nothing."""
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            shuffle=train,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def channel_first(array: np.ndarray) -> Tensor:
+    """A float32 tensor of shape (1, I, J, K) from an array of shape (I, J, K)."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]

@@ -1,0 +1,164 @@
+"""A folder of predicted masks with the record of who made them, and the rule that keeps them honest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from datamodules.cohort import Scan
+from datamodules.errors import InputError
+from datamodules.files import read_json, write_json
+
+FORMAT = 1
+RECORD = "masks.json"
+QUALITY_BOUNDS = (0.85, 0.93)
+"""Dice below the first is band 1 (poor), from the second on band 3 (good). Our reading: the published
+scores 1 to 3 were given by readers, and no Dice was published for them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segmenter:
+    """Who made a mask.
+
+    Attributes:
+        study: Study of the segmenter's run.
+        arm: Its arm.
+        fold: Its fold, counted from 0.
+        split_sha256: Hash of the split it was trained under.
+        trained_on: Patients whose scans changed its weights.
+    """
+
+    study: str
+    arm: str
+    fold: int | None
+    split_sha256: str
+    trained_on: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MaskRecord:
+    """One predicted mask.
+
+    Attributes:
+        file: NIfTI on the scan's native grid, relative to the folder; non-zero is liver.
+        sha256: Hash of the file.
+        segmenters: Checkpoint hashes of the models whose probabilities were averaged.
+        dice: Dice against the reference mask on the native grid, or None without a reference.
+        quality: Band 1 (poor) to 3 (good), or None where it is unknown.
+    """
+
+    file: str
+    sha256: str
+    segmenters: tuple[str, ...]
+    dice: float | None
+    quality: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MaskSet:
+    """All masks of a folder.
+
+    Attributes:
+        folder: Where the files lie.
+        segmenters: By checkpoint hash (64 hexadecimal digits).
+        masks: By scan id.
+    """
+
+    folder: Path
+    segmenters: Mapping[str, Segmenter]
+    masks: Mapping[str, MaskRecord]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> MaskSet:
+        """Read a folder's record.
+
+        Raises:
+            InputError: There is no record, or it is torn or of another format.
+        """
+        folder = Path(folder)
+        path = folder / RECORD
+        record = read_json(path, "the record of a folder of masks, as 'hepastage masks' writes it,")
+        try:
+            if record["format"] != FORMAT:
+                raise InputError(f"{path}: format {record['format']} is not {FORMAT}; make the masks anew")
+            segmenters = {
+                key: Segmenter(**{**value, "trained_on": tuple(value["trained_on"])})
+                for key, value in record["segmenters"].items()
+            }
+            masks = {
+                key: MaskRecord(**{**value, "segmenters": tuple(value["segmenters"])})
+                for key, value in record["masks"].items()
+            }
+            unknown = sorted({name for mask in masks.values() for name in mask.segmenters} - set(segmenters))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: is not a record of masks ({error}); make the masks anew") from error
+        if unknown:
+            raise InputError(f"{path}: names segmenters without saying whom they trained on: {', '.join(unknown)}")
+        return cls(folder, segmenters, masks)
+
+    def save(self) -> None:
+        """Write the record into the folder, atomically."""
+        write_json(
+            self.folder / RECORD,
+            {
+                "format": FORMAT,
+                "segmenters": {key: dataclasses.asdict(value) for key, value in sorted(self.segmenters.items())},
+                "masks": {key: dataclasses.asdict(value) for key, value in sorted(self.masks.items())},
+            },
+        )
+
+    def path(self, scan_id: str) -> Path:
+        """The mask file of a scan.
+
+        Raises:
+            InputError: The scan has no mask here.
+        """
+        if scan_id not in self.masks:
+            raise InputError(f"{self.folder}: no mask for scan {scan_id!r}; run 'hepastage masks' for the whole cohort")
+        return self.folder / self.masks[scan_id].file
+
+    def leaks(self, scans: Iterable[Scan], test_patients: Iterable[str]) -> list[str]:
+        """What forbids these masks for a classifier, one line each.
+
+        A mask must come from models that did not train on its patient; and a test patient's mask from
+        models that saw no test patient at all.
+
+        Args:
+            scans: The scans whose masks the classifier is to see.
+            test_patients: The test part of the classifier's fold.
+
+        Returns:
+            Lines that name patient, segmenter and fold; empty where all is well.
+        """
+        tested = set(test_patients)
+        faults = []
+        for scan in scans:
+            record = self.masks.get(scan.scan_id)
+            if record is None:
+                faults.append(
+                    f"{self.folder}: no mask for scan {scan.scan_id!r}; run 'hepastage masks' for the whole cohort"
+                )
+                continue
+            for key in record.segmenters:
+                segmenter = self.segmenters[key]
+                who = f"segmenter {segmenter.study}/{segmenter.arm} {key[:12]} of fold {segmenter.fold}"
+                if scan.patient_id in segmenter.trained_on:
+                    faults.append(
+                        f"{self.folder}: the mask of patient {scan.patient_id!r} (scan {scan.scan_id!r}) comes from "
+                        f"{who}, which trained on this patient; use out-of-fold masks ('hepastage masks')"
+                    )
+                elif scan.patient_id in tested and tested & set(segmenter.trained_on):
+                    others = sorted(tested & set(segmenter.trained_on))
+                    faults.append(
+                        f"{self.folder}: the mask of test patient {scan.patient_id!r} comes from {who}, which trained "
+                        f"on the test patient {others[0]!r}; make the masks under the classifier's own split"
+                    )
+        return faults
+
+
+def quality_band(dice: float | None) -> int | None:
+    """Segmentation-quality band of a Dice: 1 poor, 2 fair, 3 good; None without a reference."""
+    if dice is None:
+        return None
+    return 1 + sum(dice >= bound for bound in QUALITY_BOUNDS)

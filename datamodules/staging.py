@@ -1,0 +1,247 @@
+"""Several sequences of one patient side by side, any of which may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.augmentation import BatchedAugmentation
+from datamodules.base import CohortDataModule, MaskSource, Part
+from datamodules.cohort import Scan
+from datamodules.errors import InputError
+from datamodules.labels import parse_rule
+from datamodules.masks import MaskSet
+from datamodules.preprocessing import Preprocessing
+from datamodules.store import Store
+
+
+class Examination:
+    """One patient's visit: at most one scan of each sequence.
+
+    Args:
+        patient_id: The patient.
+        scans: Scan by sequence.
+        sequences: Order of the sequences in the batch.
+    """
+
+    def __init__(self, patient_id: str, scans: dict[str, Scan], sequences: Sequence[str]) -> None:
+        self.patient_id = patient_id
+        self.scans = [scans.get(sequence) for sequence in sequences]
+
+    @property
+    def present_scans(self) -> list[Scan]:
+        """The scans that exist, in the order of the sequences."""
+        return [scan for scan in self.scans if scan is not None]
+
+    @property
+    def scan_id(self) -> str:
+        """The ids of the scans, joined by ``+``."""
+        return "+".join(scan.scan_id for scan in self.present_scans)
+
+
+class StagingDataModule(CohortDataModule):
+    """Volumes of several sequences, stacked as channels; a missing sequence is zeros and not ``present``.
+
+    The sequences lie on one preprocessed grid size but are not registered to each other.
+
+    Args:
+        cohort: See ``CohortDataModule``.
+        splits: See ``CohortDataModule``.
+        store: See ``CohortDataModule``.
+        preprocessing: Must set a shape.
+        sequences: Channels of the batch, in this order. A patient needs at least one of them.
+        rule: Label rule; ``stage`` gives the three radiological stages as 0, 1, 2.
+        fold: See ``CohortDataModule``.
+        mask_source: See ``ClassificationDataModule``.
+        masks: See ``ClassificationDataModule``.
+        batch_size: Patients in a batch.
+        workers: See ``CohortDataModule``.
+        augmentation: See ``CohortDataModule``.
+
+    Raises:
+        InputError: Arguments that contradict each other, masks that leak, a patient without a label, or
+            two scans of one sequence in one visit.
+    """
+
+    def __init__(
+        self,
+        cohort: str,
+        splits: str | None = None,
+        store: str = "runs/store",
+        preprocessing: Preprocessing | None = None,
+        sequences: tuple[str, ...] = ("T1W", "T2W"),
+        rule: str = "stage",
+        fold: int = 0,
+        mask_source: MaskSource = "none",
+        masks: str | None = None,
+        batch_size: int = 8,
+        workers: int = 0,
+        augmentation: BatchedAugmentation | None = None,
+    ) -> None:
+        preprocessing = preprocessing or Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
+        super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
+        if preprocessing.shape is None:
+            raise InputError("data.init_args.preprocessing.shape is not set; staging needs volumes of one size")
+        if (masks is None) == (mask_source in ("out_of_fold", "external")):
+            raise InputError(
+                f"data.init_args.mask_source is {mask_source} and masks is {masks}; give a folder of masks for "
+                "out_of_fold and external, and none otherwise"
+            )
+        self.rule = parse_rule(rule)
+        self.mask_source = mask_source
+        self.mask_set = None if masks is None else MaskSet.load(masks)
+        self._items: dict[Part, list[Examination]] = {}
+
+    def items(self, part: Part) -> list[Examination]:
+        """The examinations of a part, all with a target and honest masks.
+
+        Raises:
+            InputError: See the class.
+        """
+        if part not in self._items:
+            scans = self.scans_of(part)
+            target = self.rule.apply(self.cohort).target
+            faults = [
+                f"{self.cohort.name}: patient {patient!r} is in the {part} part but has no label for the rule "
+                f"{self.rule}; make the split with this rule"
+                for patient in sorted({scan.patient_id for scan in scans} - set(target))
+            ]
+            if self.mask_source == "reference":
+                faults += [
+                    f"{self.cohort.name}: scan {scan.scan_id!r} has no reference mask, and mask_source is reference"
+                    for scan in scans
+                    if scan.mask is None
+                ]
+            if self.mask_set is not None:
+                faults += self.mask_set.leaks(scans, self.fold.test)
+            if faults:
+                raise InputError(*faults)
+            self._items[part] = examinations(scans, self.sequences, self.cohort.name)
+        return self._items[part]
+
+    def prepare_data(self) -> None:
+        """Fill the store, once a node; all masks are checked before anything is computed."""
+        for part in ("train", "valid", "test"):
+            self.items(part)
+        self.store.fill(self.cohort)
+
+    def dataset(self, part: Part) -> Dataset[Any]:
+        """The examinations of a part."""
+        target = dict(self.rule.apply(self.cohort).target)
+        return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_set)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training examinations."""
+        return self.loader(self.dataset("train"), train=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation examinations."""
+        return self.loader(self.dataset("valid"), train=False)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test examinations."""
+        return self.loader(self.dataset("test"), train=False)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The same as the test examinations."""
+        return self.test_dataloader()
+
+    def facts(self, scan_id: str) -> dict[str, Any]:
+        """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``."""
+        first, *others = scan_id.split("+")
+        facts = super().facts(first)
+        sequences = [facts["sequence"], *(self.cohort.scan(other).sequence for other in others)]
+        target = self.rule.apply(self.cohort).target.get(str(facts["patient_id"]))
+        return {
+            **facts,
+            "scan_id": scan_id,
+            "sequence": "+".join(sequences),
+            "target": target,
+            "mask_source": self.mask_source,
+        }
+
+
+def examinations(scans: Sequence[Scan], sequences: Sequence[str], name: str) -> list[Examination]:
+    """Group scans by patient and visit.
+
+    Args:
+        scans: Scans of the wanted sequences.
+        sequences: Order of the sequences.
+        name: What errors call the cohort.
+
+    Raises:
+        InputError: Two scans of one sequence in one visit.
+    """
+    grouped: dict[tuple[str, str], dict[str, Scan]] = {}
+    faults = []
+    for scan in scans:
+        visit = grouped.setdefault((scan.patient_id, scan.visit), {})
+        if scan.sequence in visit:
+            faults.append(
+                f"{name}: patient {scan.patient_id!r} has two {scan.sequence} scans in one visit "
+                f"({visit[scan.sequence].scan_id!r} and {scan.scan_id!r}); set 'visit', or leave one out"
+            )
+        visit[scan.sequence] = scan
+    if faults:
+        raise InputError(*faults)
+    return [Examination(patient, by_sequence, sequences) for (patient, _), by_sequence in grouped.items()]
+
+
+class ExaminationDataset(Dataset[dict[str, Any]]):
+    """Stacked volumes of one patient, read from the memory-mapped store.
+
+    Args:
+        items: Examinations.
+        target: Class by patient id.
+        store: Filled store.
+        mask_source: Where masks come from.
+        mask_set: Predicted masks.
+    """
+
+    def __init__(
+        self,
+        items: list[Examination],
+        target: dict[str, int],
+        store: Store,
+        mask_source: MaskSource,
+        mask_set: MaskSet | None,
+    ) -> None:
+        self.items = items
+        self.target = target
+        self.store = store
+        self.mask_source = mask_source
+        self.mask_set = mask_set
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _mask(self, scan: Scan) -> np.ndarray:
+        if self.mask_set is None:
+            return np.asarray(self.store.entry(scan).mask())
+        return np.asarray(self.store.external_mask(scan, self.mask_set.path(scan.scan_id)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.items[index]
+        shape = self.store.entry(item.present_scans[0]).shape
+        image = np.zeros((len(item.scans), *shape), dtype=np.float32)
+        mask = np.zeros_like(image)
+        for channel, scan in enumerate(item.scans):
+            if scan is None:
+                continue
+            image[channel] = self.store.entry(scan).image()
+            if self.mask_source != "none":
+                mask[channel] = self._mask(scan)
+        values: dict[str, Any] = {
+            "image": torch.from_numpy(image),
+            "present": torch.tensor([scan is not None for scan in item.scans]),
+            "target": torch.tensor(self.target[item.patient_id]),
+            "patient_id": item.patient_id,
+            "scan_id": item.scan_id,
+        }
+        if self.mask_source != "none":
+            values["mask"] = torch.from_numpy(mask)
+        return values

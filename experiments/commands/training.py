@@ -1,0 +1,48 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: help without importing torch, then the Lightning command line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HELP = {
+    "fit": "train one cell: hepastage fit -c CONFIG.yaml [-c OVERLAY.yaml …] [--model.… --data.… --trainer.…]",
+    "validate": "measure a trained cell on its validation patients: hepastage validate --run RUN_DIR",
+    "test": "measure a trained cell on its test patients, once: hepastage test --run RUN_DIR",
+    "predict": "segment or classify new scans: hepastage predict --run RUN_DIR --data PATH --out DIR",
+}
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the four commands to the overview; their own arguments are parsed by the Lightning command line."""
+    for name, text in HELP.items():
+        parser = subparsers.add_parser(
+            name,
+            help=text,
+            description=text + ". 'hepastage fit --print_config -c CONFIG.yaml' shows every key.",
+            allow_abbrev=False,
+        )
+        parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        parser.set_defaults(run=lambda options, command=name: run([command, *options.rest]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Hand the words over to the Lightning command line.
+
+    Args:
+        arguments: The command and its arguments.
+
+    Returns:
+        The exit code.
+    """
+    command, *rest = arguments
+    if command == "predict" and "--run" in rest:
+        from experiments.predict import run_predict
+
+        return run_predict(rest)
+    from experiments.lightning_cli import run_command
+
+    return run_command(command, rest)

@@ -1,0 +1,357 @@
+"""The thin Lightning command line: parse, place the run, train or test, record."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.resources
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks.provenance import provenance_record, wandb_id
+from callbacks.run_directory import Identity, RunDirectory
+from datamodules.base import CohortDataModule
+from datamodules.cohort import Cohort
+from datamodules.errors import InputError
+from datamodules.files import sha256_of_json, write_json, write_text
+from datamodules.splits import Splits
+
+PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
+"""Data arguments that say where something lies, not what it is; a cell's id does not depend on them."""
+
+Role = Literal["segmenter", "classifier", "staging", "probe"]
+
+
+class HepastageCLI(LightningCLI):
+    """Lightning's command line without its subcommands, so that configuration always wins over checkpoints.
+
+    ``run=False`` keeps ``--ckpt_path`` out of the parser: a checkpoint's hyperparameters can then never
+    overlay what was configured. Callbacks and loggers are in the shipped YAML, so the saved configuration
+    is complete.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: Words after the command.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        self.command = command
+        self.arguments = list(arguments)
+        self.directory: RunDirectory
+        self.identity: Identity
+        # Lightning warns when both its args and sys.argv are there, which is always so behind the front door
+        warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter")
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_Parser,
+            parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "prog": f"hepastage {command}"},
+            args=self.arguments,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what says where the cell belongs."""
+        parser.add_argument("--study", type=str, default="study", help="name of the study: a folder, W&B's group")
+        parser.add_argument("--arm", type=str, default="arm", help="name of the configuration under test")
+        parser.add_argument("--role", type=Role, default="classifier", help="the cell's stage: W&B's job type")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+
+    def before_instantiate_classes(self) -> None:
+        """Decide the cell's id and directory, and send checkpoints and logs there."""
+        for key in PATH_KEYS:
+            value = self.config.data.init_args.get(key)
+            if value is not None:
+                # the saved configuration must mean the same from any working directory
+                self.config.data.init_args[key] = str(Path(value).absolute())
+        resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        self.identity = identity_of(resolved)
+        self.directory = RunDirectory.of_cell(
+            self.config.runs, self.identity.study, self.identity.arm, self.identity.cell
+        )
+        self.resolved = resolved
+        place(self.config.trainer, self.directory, self.identity)
+
+    @rank_zero_only
+    def record(self) -> None:
+        """Write configuration and provenance before the first step."""
+        text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+        write_text(self.directory.config, text)
+        record = provenance_record(self.identity, sha256_of_json(self.resolved), [self.command, *self.arguments])
+        write_json(self.directory.provenance, record)
+
+    def log_configuration(self) -> None:
+        """Give the resolved configuration and the cell's identity to every logger, without paths of this machine."""
+        shown = copy.deepcopy(self.resolved)
+        for key in PATH_KEYS:
+            shown["data"]["init_args"].pop(key, None)
+        shown.pop("runs", None)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams({**shown, **dataclasses.asdict(self.identity)})
+
+
+class _Parser(LightningArgumentParser):
+    """Errors become one line; the command's usage, which fills screens, is not repeated."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what the front door prints."""
+        raise InputError(readable(message))
+
+
+def run_command(command: str, arguments: Sequence[str]) -> int:
+    """Carry out ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        command: The command.
+        arguments: Its words; ``--run DIR`` stands for the configuration of that run.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: The request was wrong.
+    """
+    quieten()
+    run_dir, which, rest = expand_run(command, list(arguments))
+    rest = [shipped(word, rest[index - 1]) for index, word in enumerate(rest)]
+    try:
+        cli = HepastageCLI(command, rest)
+    except ArgumentError as error:
+        raise InputError(readable(str(error))) from error
+    if run_dir is not None and cli.directory.path != run_dir.path:
+        raise InputError(
+            f"{run_dir.path}: its configuration, with the arguments given, now means the cell {cli.identity.cell}; the "
+            "cohort, the split or an argument differs from what it was trained with"
+        )
+    if not isinstance(cli.datamodule, CohortDataModule):
+        raise InputError("data: is not one of hepastage's data modules; set data.class_path")
+    if command == "fit":
+        fit(cli)
+    else:
+        checkpoint = cli.directory.checkpoint(which)
+        action = getattr(cli.trainer, command)
+        action(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
+        finish(cli, command, checkpoint=checkpoint.name)
+    return 0
+
+
+def fit(cli: HepastageCLI) -> None:
+    """Train a cell from the start and mark it as fitted.
+
+    Raises:
+        InputError: The cell is already fitted.
+    """
+    if "fit" in cli.directory.finished():
+        raise InputError(
+            f"{cli.directory.path}: this cell is already trained; test it with 'hepastage test --run', "
+            "or remove the folder to train it again"
+        )
+    # a killed run leaves a part of its log: the new one must not be appended to it
+    if rank_zero_only.rank == 0:
+        cli.directory.metrics.unlink(missing_ok=True)
+    cli.record()
+    cli.log_configuration()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    if cli.trainer.interrupted:
+        raise KeyboardInterrupt
+    reached = {key: float(value) for key, value in cli.trainer.callback_metrics.items() if value == value}
+    finish(cli, "fit", epochs=cli.trainer.current_epoch, metrics=reached)
+
+
+def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
+    """Close the loggers, mark the command as done and say where everything lies."""
+    for logger in cli.trainer.loggers:
+        logger.finalize("success")
+    close_wandb(cli.trainer)
+    if cli.trainer.is_global_zero:
+        cli.directory.mark_done(command, **facts)
+        sys.stderr.write(f"{command} done: {_shown(cli.directory.path)}\n")
+
+
+def close_wandb(trainer: Trainer) -> None:
+    """End the W&B run, so that the next cell of this process gets one of its own."""
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish()
+
+
+def identity_of(resolved: dict[str, Any]) -> Identity:
+    """Which cell a resolved configuration is.
+
+    The id is a hash of the configuration without paths, loggers and names; cohort and split enter by their content.
+
+    Args:
+        resolved: The whole configuration as plain values.
+
+    Raises:
+        InputError: Cohort or split cannot be read.
+    """
+    data = resolved["data"]["init_args"]
+    cohort = Cohort.load(data["cohort"])
+    splits = None if data.get("splits") is None else Splits.load(Path(data["splits"]), cohort)
+    split_sha256 = "" if splits is None else splits.sha256
+    content = copy.deepcopy(resolved)
+    for key in ("runs", "study", "arm", "role", "config"):
+        content.pop(key, None)
+    for key in PATH_KEYS:
+        content["data"]["init_args"].pop(key, None)
+    for key in ("logger", "default_root_dir", "enable_progress_bar"):
+        content["trainer"].pop(key, None)
+    cell = sha256_of_json({"config": content, "cohort": cohort.sha256, "split": split_sha256})[:12]
+    seed = resolved["seed_everything"]
+    return Identity(
+        study=resolved["study"],
+        arm=resolved["arm"],
+        role=resolved["role"],
+        seed=int(seed),
+        fold=data.get("fold") if splits is not None else None,
+        cell=cell,
+        split_sha256=split_sha256,
+        cohort_sha256=cohort.sha256,
+    )
+
+
+def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> None:
+    """Point checkpoints and loggers of a trainer's configuration at the run directory.
+
+    Args:
+        trainer: The ``trainer`` part of the parsed configuration; changed in place.
+        directory: The run directory.
+        identity: The cell, for W&B's group, job type, tags and id.
+    """
+    trainer.default_root_dir = str(directory.path)
+    for callback in _as_list(trainer.callbacks):
+        if callback.class_path.endswith("ModelCheckpoint"):
+            callback.init_args.dirpath = str(directory.checkpoints)
+    for logger in _as_list(trainer.logger):
+        settings = logger.init_args
+        if "save_dir" in settings:
+            settings.save_dir = str(directory.path)
+        if logger.class_path.endswith("WandbLogger"):
+            settings.id = wandb_id(identity)
+            settings.name = f"{identity.arm} fold {identity.fold} seed {identity.seed}"
+            extra = dict(logger.get("dict_kwargs") or {})
+            logger.dict_kwargs = {
+                "group": identity.study,
+                "job_type": identity.role,
+                "tags": [identity.arm],
+                "resume": "allow",
+                **extra,
+            }
+
+
+def expand_run(command: str, arguments: list[str]) -> tuple[RunDirectory | None, str, list[str]]:
+    """Replace ``--run DIR`` by that run's configuration, and take out ``--ckpt``.
+
+    Args:
+        command: The command.
+        arguments: Its words.
+
+    Returns:
+        The run directory or None, the checkpoint (``best`` unless said otherwise), and the remaining words.
+
+    Raises:
+        InputError: ``--run`` without a folder, or with ``fit``.
+    """
+    run: RunDirectory | None = None
+    which = "best"
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("--run", "--ckpt"):
+            value = value or next(words, "")
+            if not value:
+                raise InputError(f"{name}: needs a value")
+            if name == "--ckpt":
+                which = value
+            else:
+                run = RunDirectory.existing(value)
+        else:
+            rest.append(word)
+    if run is None:
+        return None, which, rest
+    if command == "fit":
+        raise InputError("--run: is for validate, test and predict; 'hepastage fit' takes -c CONFIG.yaml")
+    # <runs>/<study>/<arm>/<cell>: a moved or renamed folder keeps its cell
+    runs = run.path.parent.parent.parent
+    return run, which, ["-c", str(run.config), "--runs", str(runs), *rest]
+
+
+def shipped(word: str, before: str) -> str:
+    """A shipped configuration by its short name: ``-c direct`` where no file of that name exists."""
+    if before not in ("-c", "--config") or Path(word).is_file():
+        return word
+    name = word if word.endswith(".yaml") else f"{word}.yaml"
+    candidate = importlib.resources.files("experiments.configs").joinpath(name)
+    if candidate.is_file():
+        return str(candidate)
+    known = sorted(str(path)[:-5] for path in shipped_names())
+    raise InputError(f"{word}: no such configuration file; shipped ones are {', '.join(known)}")
+
+
+def shipped_names() -> list[str]:
+    """Relative names of all shipped configurations."""
+    root = Path(str(importlib.resources.files("experiments.configs")))
+    return [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.yaml"))]
+
+
+def readable(message: str) -> str:
+    """The gist of a jsonargparse message in one line.
+
+    jsonargparse nests one cause in another and repeats the whole value; the innermost cause is what a
+    person can act on.
+    """
+    text = " ".join(message.split())
+    unknown = re.search(r"Key '([^']+)' is not expected", text) or re.search(r"Unrecognized arguments?: (\S+)", text)
+    parser_key = re.search(r'Parser key "([^"]+)"', text)
+    where = f"{parser_key.group(1)}: " if parser_key else ""
+    if unknown:
+        return f"{where}unknown key {unknown.group(1)!r}; 'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
+    if len(text) > 400:
+        text = f"{text[:160]} … {text[-220:]}"
+    return f"{text}; 'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
+
+
+def quieten() -> None:
+    """Silence what cannot matter here, each with its reason."""
+    # W&B works without an account and without asking, unless the user has decided otherwise
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # loader processes are a choice: the store is memory-mapped, and small volumes load faster in-process
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    # a run directory is begun by writing its configuration, so its checkpoint folder may exist
+    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    # small cohorts have fewer batches than Lightning's logging interval; metrics are logged by epoch
+    warnings.filterwarnings("ignore", message=r".*The number of training batches .* is smaller than the logging.*")
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _shown(path: Path) -> str:
+    """A path relative to the working directory where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return shlex.quote(str(path))

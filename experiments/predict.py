@@ -1,0 +1,110 @@
+"""``hepastage predict --run``: masks for new scans from a trained segmenter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from callbacks.overlays import write_overlay
+from callbacks.run_directory import RunDirectory
+from datamodules.cohort import Cohort
+from datamodules.errors import InputError
+from datamodules.files import write_json
+from datamodules.images import read_image, write_nifti
+from experiments.trained_segmenter import TrainedSegmenter, segment
+
+SUFFIXES = (".nii", ".nii.gz")
+
+
+def run_predict(arguments: Sequence[str]) -> int:
+    """Parse the words after ``predict`` and segment.
+
+    Args:
+        arguments: ``--run DIR [--run DIR …] --data PATH --out DIR``.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: No image, a faulty image (after all others have been done), or no segmenter.
+    """
+    options = _parser().parse_args(list(arguments))
+    images = images_of(Path(options.data))
+    segmenters = [TrainedSegmenter(RunDirectory.existing(run), options.ckpt) for run in options.run]
+    out = Path(options.out)
+    faults: list[str] = []
+    record = {
+        "segmenters": {segmenter.checkpoint_sha256: str(segmenter.identity.study) for segmenter in segmenters},
+        "masks": {},
+    }
+    console = Console(file=sys.stderr)
+    for name, path in track(images.items(), description="segmenting", console=console):
+        try:
+            image = read_image(path)
+        except InputError as error:
+            faults += error.faults
+            continue
+        mask = segment(image, segmenters)
+        write_nifti(out / f"{name}.nii.gz", mask, like=path)
+        if options.overlays:
+            write_overlay(out / "overlays" / f"{name}.png", image, mask)
+        millilitres = float(mask.sum() * abs(_voxel_mm3(image.affine)) / 1000)
+        record["masks"][name] = {"file": f"{name}.nii.gz", "volume_ml": round(millilitres, 2)}
+        console.print(f"{name}: liver {millilitres:.0f} ml", highlight=False)
+    write_json(out / "predictions.json", record)
+    if faults:
+        raise InputError(*faults)
+    return 0
+
+
+def images_of(path: Path) -> dict[str, Path]:
+    """Name and file of each image to predict.
+
+    Args:
+        path: A NIfTI file, a folder of them, or a cohort table.
+
+    Raises:
+        InputError: Nothing is there, or two images would have one name.
+    """
+    if path.suffix in (".parquet", ".csv"):
+        return {scan.scan_id: scan.image for scan in Cohort.load(path).scans}
+    if path.is_file():
+        return {_stem(path): path}
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)) if path.is_dir() else []
+    if not files:
+        raise InputError(f"{path}: no NIfTI file there; give a .nii.gz file, a folder of them, or a cohort table")
+    counts = pd.Series([_stem(file) for file in files]).value_counts()
+    double = [str(name) for name, count in counts.items() if count > 1]
+    if double:
+        raise InputError(f"{path}: several files are called {', '.join(double)}; predict their folders one by one")
+    return {_stem(file): file for file in files}
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _voxel_mm3(affine: object) -> float:
+    import numpy as np
+
+    return float(np.linalg.det(np.asarray(affine)[:3, :3]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hepastage predict",
+        description="Segment new scans with a trained segmenter; several --run are averaged.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", action="append", required=True, metavar="DIR", help="a segmenter's run directory")
+    parser.add_argument("--data", required=True, metavar="PATH", help="a NIfTI file, a folder, or a cohort table")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for masks on the native grids")
+    parser.add_argument("--ckpt", default="best", help="best, last or a checkpoint file (best)")
+    parser.add_argument("--overlays", action="store_true", help="also draw each mask over its image")
+    return parser

@@ -1,0 +1,121 @@
+"""A trained segmenter by itself: from a run directory to masks, with no training data at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from callbacks.run_directory import RunDirectory
+from callbacks.segmentation_writer import liver_logit, native_mask
+from datamodules.errors import InputError
+from datamodules.files import sha256_of_file
+from datamodules.images import Volume
+from datamodules.preprocessing import Geometry, Preprocessing, preprocess
+from lightning_modules.segmentation import SegmentationModule
+
+
+class TrainedSegmenter:
+    """A segmenter's weights, preprocessing and identity.
+
+    Args:
+        run: Its run directory.
+        which: ``best``, ``last`` or a checkpoint's path.
+        device: Where to compute; None takes an accelerator where there is one.
+
+    Raises:
+        InputError: The run is not a segmenter's, or has no such checkpoint.
+    """
+
+    def __init__(self, run: RunDirectory, which: str = "best", device: torch.device | None = None) -> None:
+        self.run = run
+        self.identity = run.identity()
+        self.config: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        path = run.checkpoint(which)
+        self.checkpoint_sha256 = sha256_of_file(path)
+        module = module_of(self.config)
+        if not isinstance(module, SegmentationModule):
+            raise InputError(
+                f"{run.path}: is a run of {type(module).__name__}, not of a segmenter; give one that segments"
+            )
+        # our own file: weights and plain values only
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state, strict=True)
+        self.device = device if device is not None else best_device()
+        self.module = module.to(self.device).eval()
+        self.preprocessing = preprocessing_of(self.config)
+
+    @property
+    def sequences(self) -> Sequence[str]:
+        """Sequences that it was trained on."""
+        return [str(self.config["data"]["init_args"]["sequence"])]
+
+    @torch.inference_mode()
+    def logit(self, image: Volume) -> tuple[np.ndarray, Geometry]:
+        """Log-odds of liver on the preprocessed grid, shape (I, J, K), and the way back.
+
+        Args:
+            image: A native volume.
+        """
+        array, _, geometry = preprocess(image, None, self.preprocessing)
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None].to(self.device)
+        return liver_logit(self.module(tensor)[0]), geometry
+
+
+def segment(image: Volume, segmenters: Sequence[TrainedSegmenter]) -> np.ndarray:
+    """A mask on the native grid from the mean log-odds of several segmenters.
+
+    Args:
+        image: A native volume.
+        segmenters: At least one, all of one preprocessing.
+
+    Returns:
+        uint8, 0 or 1, shape of the image.
+    """
+    logits, geometries = zip(*(segmenter.logit(image) for segmenter in segmenters), strict=True)
+    return native_mask(np.mean(logits, axis=0), geometries[0])
+
+
+def module_of(config: dict[str, Any]) -> LightningModule:
+    """Build the learning module that a saved configuration describes, with fresh weights."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parsed = parser.parse_object({"model": config["model"]})
+    module = parser.instantiate_classes(parsed).model
+    if not isinstance(module, LightningModule):
+        raise InputError("model: is not a LightningModule; set model.class_path")
+    return module
+
+
+def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
+    """The preprocessing of a saved configuration."""
+    values = dict(config["data"]["init_args"]["preprocessing"])
+    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def best_device() -> torch.device:
+    """An accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def segmenter_runs(path: Path) -> list[RunDirectory]:
+    """The trained segmenters in a run directory or a study's folder, by fold.
+
+    Raises:
+        InputError: There are none.
+    """
+    configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.rglob("config.yaml"))
+    runs = [RunDirectory(config.parent) for config in configs if (config.parent / "provenance.json").is_file()]
+    found = [run for run in runs if run.identity().role == "segmenter" and "fit" in run.finished()]
+    if not found:
+        raise InputError(
+            f"{path}: no trained segmenter in it; run 'hepastage fit -c segmentation --role segmenter' first"
+        )
+    return sorted(found, key=lambda run: (run.identity().fold or 0, run.identity().seed))

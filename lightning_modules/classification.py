@@ -1,0 +1,201 @@
+"""What the classifying modules share: per-patient logits, validation metrics, and the operating point."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
+from torch import Tensor, nn
+
+from datamodules.batch import Batch
+from lightning_modules.task import Schedule, TaskModule, adamw, gather_by_id
+
+
+class ClassificationOutput(TypedDict):
+    """What a test or prediction step hands to the callbacks.
+
+    Keys:
+        logits: float32, shape (B, 1) for two classes, (B, classes) for more.
+        empty_mask: bool, shape (B,): the mask that the arm was given held no liver.
+        scan_id: The scans' ids.
+        threshold: Probability from which a patient counts as positive, chosen on validation patients.
+    """
+
+    logits: Tensor
+    empty_mask: Tensor
+    scan_id: list[str]
+    threshold: float
+
+
+class PatientClassifier(TaskModule):
+    """Classify patients; subclasses say what their network may see.
+
+    The threshold is chosen on validation patients after each validation (Youden's J) and travels in
+    the checkpoint, so ``test`` uses the one that belongs to the weights.
+
+    Args:
+        classes: Number of classes; two use one logit.
+        positive_weight: Weight of the positive class in the two-class loss.
+        optimizer: See ``TaskModule``.
+        schedule: See ``TaskModule``.
+        warmup: See ``TaskModule``.
+
+    Raises:
+        ValueError: Fewer than two classes.
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        classes: int = 2,
+        positive_weight: float = 1.0,
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+    ) -> None:
+        super().__init__(optimizer, schedule, warmup)
+        if classes < 2:
+            raise ValueError(f"classes={classes}: at least two are expected")
+        self.classes = classes
+        self.positive_weight = positive_weight
+        self.register_buffer("threshold", torch.tensor(0.5))
+        self._seen: dict[str, tuple[list[float], int]] = {}
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1 or classes) and whether each item's mask was empty (B,); the arm's own."""
+        raise NotImplementedError
+
+    def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and logits of one batch."""
+        logits, _ = self.outputs(batch)
+        logits = logits.float()
+        target = batch["target"]
+        if int(target.max()) >= self.classes:
+            raise ValueError(
+                f"target {int(target.max())} for a model of {self.classes} classes; set model.init_args.classes"
+            )
+        if self.classes == 2:
+            weight = torch.tensor(self.positive_weight, device=logits.device)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.float(), pos_weight=weight)
+        else:
+            loss = nn.functional.cross_entropy(logits, target)
+        return loss, logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch of patients."""
+        loss, _ = self._shared_step(batch)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["scan_id"]), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect each patient's logits."""
+        self._collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log metrics over all validation patients and choose the threshold."""
+        pooled = self._pooled("valid")
+        if pooled is not None and self.classes == 2:
+            self.threshold.fill_(youden_threshold(*pooled))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
+        """Collect each patient's logits, and hand them to the callbacks."""
+        logits, empty_mask = self._collect(batch)
+        return {
+            "logits": logits,
+            "empty_mask": empty_mask,
+            "scan_id": batch["scan_id"],
+            "threshold": float(self.threshold),
+        }
+
+    def on_test_epoch_end(self) -> None:
+        """Log metrics over all test patients."""
+        self._pooled("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
+        """Logits of patients whose target may be unknown."""
+        logits, empty_mask = self.outputs(batch)
+        return {
+            "logits": logits.float(),
+            "empty_mask": empty_mask,
+            "scan_id": batch["scan_id"],
+            "threshold": float(self.threshold),
+        }
+
+    def _collect(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, empty_mask = self.outputs(batch)
+        logits = logits.float()
+        for scan_id, row, target in zip(batch["scan_id"], logits.tolist(), batch["target"].tolist(), strict=True):
+            self._seen[scan_id] = (row, int(target))
+        return logits, empty_mask
+
+    def _pooled(self, part: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Targets and probabilities over all ranks, each patient once; logs their metrics."""
+        seen = gather_by_id(self._seen)
+        self._seen = {}
+        if not seen:
+            return None
+        target = np.array([row[1] for row in seen.values()])
+        probability = probabilities(np.array([row[0] for row in seen.values()]))
+        for name, value in patient_metrics(target, probability).items():
+            self.log(f"{part}/{name}", value)
+        return target, probability
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Class probabilities, shape (N, classes), from logits of shape (N, 1) or (N, classes)."""
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def patient_metrics(target: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """Loss, accuracy and AUC over patients.
+
+    Args:
+        target: Classes, shape (N,).
+        probability: Shape (N, classes).
+
+    Returns:
+        ``loss`` (mean negative log-likelihood), ``accuracy`` of the most probable class, and ``auc``: for more
+        than two classes the mean of the one-versus-rest areas; NaN where a class is absent, because an area
+        of one class does not exist.
+    """
+    classes = probability.shape[1]
+    metrics = {
+        "loss": float(log_loss(target, probability, labels=list(range(classes)))),
+        "accuracy": float(accuracy_score(target, probability.argmax(1))),
+    }
+    if len(np.unique(target)) < classes:
+        metrics["auc"] = float("nan")
+    elif classes == 2:
+        metrics["auc"] = float(roc_auc_score(target, probability[:, 1]))
+    else:
+        metrics["auc"] = float(roc_auc_score(target, probability, multi_class="ovr", average="macro"))
+    return metrics
+
+
+def youden_threshold(target: np.ndarray, probability: np.ndarray) -> float:
+    """The probability that maximises sensitivity + specificity - 1 (Youden 1950).
+
+    Args:
+        target: 0 or 1, shape (N,).
+        probability: Shape (N, 2).
+
+    Returns:
+        The middle between the chosen score and the next lower one, so that the threshold does not sit on a
+        validation patient; 0.5 where only one class is there.
+    """
+    if len(np.unique(target)) < 2:
+        return 0.5
+    score = probability[:, 1]
+    false_positive, true_positive, cuts = roc_curve(target, score, drop_intermediate=False)
+    best = int(np.argmax(true_positive - false_positive))
+    if not np.isfinite(cuts[best]):
+        return 0.5
+    lower = score[score < cuts[best]]
+    return float((cuts[best] + (lower.max() if lower.size else 0.0)) / 2)

@@ -1,0 +1,50 @@
+"""The direct arm: classify the raw scan, with no knowledge of where the liver is."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from datamodules.batch import Batch
+from lightning_modules.classification import PatientClassifier
+from lightning_modules.networks.volume_classifier import SliceClassifier
+from lightning_modules.task import Schedule, adamw
+
+
+class DirectClassificationModule(PatientClassifier):
+    """Classify a patient from the whole image.
+
+    Args:
+        network: Encodes slices and aggregates them; it must have no way of taking a mask in.
+        classes: See ``PatientClassifier``.
+        positive_weight: See ``PatientClassifier``.
+        optimizer: See ``TaskModule``.
+        schedule: See ``TaskModule``.
+        warmup: See ``TaskModule``.
+
+    Raises:
+        ValueError: The network takes a mask in, or a batch holds one.
+    """
+
+    def __init__(
+        self,
+        network: SliceClassifier,
+        classes: int = 2,
+        positive_weight: float = 1.0,
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+    ) -> None:
+        super().__init__(classes, positive_weight, optimizer, schedule, warmup)
+        if network.uses_mask:
+            raise ValueError(
+                f"mask_injection={list(network.ways)}: a direct arm sees no mask; use MaskedClassificationModule"
+            )
+        self.network = network
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits from the image alone."""
+        if "mask" in batch:
+            raise ValueError("a direct arm's batch holds a mask; set data.init_args.mask_source to none")
+        output = self.network(batch["image"], None)
+        return output.logits, output.empty_mask

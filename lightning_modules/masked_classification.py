@@ -1,0 +1,48 @@
+"""The segmentation-first arms: classify the liver that the first stage has found."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from datamodules.batch import Batch
+from lightning_modules.classification import PatientClassifier
+from lightning_modules.networks.volume_classifier import SliceClassifier
+from lightning_modules.task import Schedule, adamw
+
+
+class MaskedClassificationModule(PatientClassifier):
+    """Classify a patient from the image and a liver mask.
+
+    Args:
+        network: Encodes slices and aggregates them, with one or more ways of taking the mask in.
+        classes: See ``PatientClassifier``.
+        positive_weight: See ``PatientClassifier``.
+        optimizer: See ``TaskModule``.
+        schedule: See ``TaskModule``.
+        warmup: See ``TaskModule``.
+
+    Raises:
+        ValueError: The network takes no mask in, or a batch holds none.
+    """
+
+    def __init__(
+        self,
+        network: SliceClassifier,
+        classes: int = 2,
+        positive_weight: float = 1.0,
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.05,
+    ) -> None:
+        super().__init__(classes, positive_weight, optimizer, schedule, warmup)
+        if not network.uses_mask:
+            raise ValueError("mask_injection is empty: a masked arm needs a way of the mask in, such as [multiply]")
+        self.network = network
+
+    def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits from the image and its mask."""
+        if "mask" not in batch:
+            raise ValueError("a masked arm's batch holds no mask; set data.init_args.mask_source")
+        output = self.network(batch["image"], batch["mask"])
+        return output.logits, output.empty_mask

@@ -1,0 +1,96 @@
+"""What every learning module shares: how it is optimised, and how per-patient values are pooled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["constant", "cosine", "poly"]
+Value = TypeVar("Value")
+
+
+def adamw(parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+    """AdamW with a rate of 1e-3 and weight decay of 1e-2."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2)
+
+
+class TaskModule(LightningModule):
+    """Base of the four learning modules: optimiser and schedule.
+
+    Args:
+        optimizer: Makes the optimiser from the parameters; in YAML, a ``class_path`` with ``init_args``.
+        schedule: ``constant``; ``cosine`` to zero; or ``poly``, nnU-Net's (1 - t)^0.9. The schedule spans
+            the whole run, whatever its number of epochs, and moves after each step.
+        warmup: Share of the run in which the rate rises linearly from zero, in [0, 1).
+
+    Raises:
+        ValueError: ``warmup`` is outside [0, 1).
+    """
+
+    def __init__(
+        self, optimizer: OptimizerCallable = adamw, schedule: Schedule = "cosine", warmup: float = 0.05
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= warmup < 1.0:
+            raise ValueError(f"warmup={warmup}: a share of the run in [0, 1) is expected")
+        self.optimizer_factory = optimizer
+        self.schedule: Schedule = schedule
+        self.warmup = warmup
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser over all trainable parameters, and its schedule by step."""
+        optimizer = self.optimizer_factory(parameter for parameter in self.parameters() if parameter.requires_grad)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def rate(step: int) -> float:
+            return rate_factor(step / steps, self.schedule, self.warmup)
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def rate_factor(progress: float, schedule: Schedule, warmup: float) -> float:
+    """Learning rate relative to its highest.
+
+    Args:
+        progress: Share of the run that is behind, in [0, 1].
+        schedule: See ``TaskModule``.
+        warmup: Share of the run with a rising rate.
+
+    Returns:
+        A factor in [0, 1]; never exactly zero during warm-up, so that the first step counts.
+    """
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    left = max(0.0, 1.0 - (progress - warmup) / (1.0 - warmup))
+    if schedule == "cosine":
+        return 0.5 * (1.0 - math.cos(math.pi * left))
+    if schedule == "poly":
+        return float(left**0.9)
+    return 1.0
+
+
+def gather_by_id(values: dict[str, Value]) -> dict[str, Value]:
+    """Bring per-scan values of all ranks together, each scan once.
+
+    A distributed sampler pads uneven data with repeated scans; keyed by scan id, repetition vanishes,
+    and the result is that of a single process.
+
+    Args:
+        values: This rank's value for each scan id.
+
+    Returns:
+        Every rank's values, sorted by scan id, the same on all ranks.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts: list[dict[str, Value] | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, values)
+        values = {key: value for part in parts if part is not None for key, value in part.items()}
+    return dict(sorted(values.items()))
