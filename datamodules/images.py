@@ -275,7 +275,7 @@ def _shape(header: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
 def _dtype(header: nib.Nifti1Header, path: Path) -> np.dtype[np.generic]:
     try:
         dtype: np.dtype[np.generic] = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError as error:
+    except (KeyError, nib.spatialimages.HeaderDataError) as error:  # KeyError: a code nibabel does not list
         raise InputError(f"{path}: broken header: unknown data type; convert it again") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise InputError(f"{path}: voxels of type {dtype} are not a grey-value image; convert it to numbers")
