@@ -11,7 +11,9 @@ LSM_THRESHOLD_KPA = 12.0
 LSM_HEALTHY_KPA = 3.6
 LSM_SEVERE_KPA = 46.0
 LSM_LOG_SD = 0.30
-METAVIR_CUTS = (0.18, 0.36, 0.54, 0.72)
+METAVIR_CUTS = (0.12, 0.26, 0.38, 0.50)
+"""Median stiffness 5, 7, 9.5 and 13 kPa; compare 7.1, 9.5 and 12.5 kPa for F2, F3 and F4 in Castéra et al.,
+Gastroenterology 2005;128:343-350."""
 STAGE_CUTS = (0.42, 0.72)
 READING_SD = 0.09
 """Spread of a histological or radiological reading around the latent severity."""
@@ -109,8 +111,8 @@ def draw_findings(rng: np.random.Generator) -> Findings:
         age=float(np.clip(np.round(rng.normal(52.0 + 8.0 * severity, 11.0)), 20, 85)),
         sex="F" if rng.random() < 0.45 else "M",
         texture=shown(3, 0.14),
-        nodularity=shown(4, 0.12),
+        nodularity=shown(4, 0.18),
         shape=shown(5, 0.20),
         spleen=shown(6, 0.35),
-        ascites=max(0.0, shown(7, 0.25) - 0.6) / 0.4,
+        ascites=max(0.0, shown(7, 0.22) - 0.72) / 0.28,
     )

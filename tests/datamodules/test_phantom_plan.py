@@ -33,7 +33,7 @@ def test_lsm_follows_severity_within_human_range() -> None:
     assert 0.90 < spearmanr(severity, lsm).statistic < 0.99
     for name in ("metavir", "stage"):
         read = [getattr(plan.findings, name) for plan in plans]
-        assert 0.80 < spearmanr(read, lsm).statistic < 0.95
+        assert 0.75 < spearmanr(read, lsm).statistic < 0.95
     assert {plan.findings.metavir for plan in plans} == {0, 1, 2, 3, 4}
     assert {plan.findings.stage for plan in plans} == {1, 2, 3}
 
