@@ -6,8 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files import write_json, write_text
+from experiments.compare_metrics import NAMES
 from experiments.compare_results import Comparison, FamilyResult
-from experiments.compare_tables import as_csv, as_latex, as_markdown, header, row
+from experiments.compare_tables import as_csv, as_latex, as_markdown, difference_of, header, metric_names, row
+from experiments.compare_words import digits_of, number, p_words, with_interval
+from experiments.figures import figures_of, inline_svg
+from experiments.report_parts import (
+    checklist,
+    confusions,
+    disagreements,
+    methods,
+    overlays,
+    provenance_rows,
+    strata_tables,
+)
 
 
 def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
@@ -46,9 +58,96 @@ def as_html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [_section(found) for found in comparison.families]
-    return environment.get_template("report.html.j2").render(comparison=comparison, sections=sections)
+    sections = [_section(found, place) for place, found in enumerate(comparison.families)]
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        sections=sections,
+        provenance=provenance_rows(comparison),
+        methods=methods(comparison),
+        checklist=checklist(comparison),
+        lead=[sentence for found in comparison.families for sentence in found.sentences],
+    )
 
 
-def _section(found: FamilyResult) -> dict[str, Any]:
-    return {"found": found, "header": header(found), "rows": [row(found, arm) for arm in found.arms]}
+def _section(found: FamilyResult, place: int) -> dict[str, Any]:
+    patients = len(found.family.patients)
+    headings = {
+        "binary": "Classification, two classes",
+        "multiclass": f"Classification, {found.family.classes} classes",
+        "segmentation": "Segmentation",
+    }
+    return {
+        "found": found,
+        "heading": headings[found.family.kind],
+        "size": f"{patients} patients"
+        + (
+            f", {' / '.join(map(str, found.counts))} by class; majority baseline {number(found.majority)}"
+            if found.counts
+            else ""
+        ),
+        "header": header(found),
+        "rows": [{"arm": arm, "cells": row(found, arm)} for arm in found.arms],
+        "seeds": _seed_table(found),
+        "extra": _extra_table(found),
+        "figures": [
+            {
+                "name": name,
+                "heading": heading,
+                "sentence": sentence,
+                "svg": inline_svg(figure, f"{place}-{name}", heading),
+            }
+            for name, heading, sentence, figure in figures_of(found)
+        ],
+        "strata": strata_tables(found),
+        "confusions": confusions(found),
+        "disagreements": disagreements(found),
+        "overlays": overlays(found),
+    }
+
+
+def _seed_table(found: FamilyResult) -> dict[str, Any] | None:
+    """Every seed of every arm; none where there is one seed each."""
+    if all(len(arm.seeds) == 1 for arm in found.arms):
+        return None
+    names = metric_names(found)
+    rows = [
+        [arm.arm, str(seed), *(with_interval(values.get(name), digits_of(name)) for name in names)]
+        for arm in found.arms
+        for seed, values in zip(arm.seeds, arm.per_seed, strict=True)
+    ]
+    return {"header": ["Arm", "Seed", *(NAMES[name] for name in names)], "rows": rows}
+
+
+def _extra_table(found: FamilyResult) -> dict[str, Any] | None:
+    """McNemar and calibration for two classes, McNemar for several, medians for segmentation."""
+    if found.family.kind == "segmentation":
+        names = metric_names(found)
+        rows = [
+            [arm.arm, *(with_interval(arm.medians.get(name), digits_of(name)) for name in names), arm.note or "–"]
+            for arm in found.arms
+        ]
+        return {
+            "heading": "Medians",
+            "header": ["Arm", *(f"Median {NAMES[name]}" for name in names), "Note"],
+            "rows": rows,
+        }
+    rows = []
+    for arm in found.arms:
+        item = difference_of(found, arm)
+        tests = [] if item is None else [f"{m.only_a} : {m.only_b}, {p_words(m.p_value)}" for _, m in item.mcnemar]
+        line = arm.calibration
+        cells = (
+            []
+            if found.family.kind != "binary"
+            else [number(line.slope), number(line.intercept, 2, True)]
+            if line
+            else ["–", "–"]
+        )
+        rows.append([arm.arm, *cells, "; ".join(tests) or "–"])
+    names = ["Calibration slope", "Calibration in the large"] if found.family.kind == "binary" else []
+    title = "Calibration and discordant decisions" if names else "Discordant decisions"
+    return {
+        "heading": title,
+        "header": ["Arm", *names, "Only arm right : only reference right (McNemar, per seed)"],
+        "rows": rows,
+    }
