@@ -12,7 +12,7 @@ from datamodules.errors import InputError
 from datamodules.labels import LabelRule, Labels, parse_rule
 from datamodules.split_confound import Confound, confound_of
 from datamodules.split_making import patient_sources
-from datamodules.split_official import official_conflicts
+from datamodules.split_official import official_conflicts, official_parts
 from datamodules.splits import Splits, fold_overlaps
 
 FORMAT: Final = 1
@@ -167,6 +167,8 @@ def audit(cohort: Cohort, splits: Splits | None = None, rules: Sequence[LabelRul
     balance: tuple[PartCount, ...] = ()
     if splits is None:
         leaks = [Leak(patient, "official-parts", None, where) for patient, where in conflicts.items()]
+        for found in labels:
+            small += _small_official(cohort, found)
     else:
         leaks = [
             Leak(patient, "two-parts", index, ", ".join(parts))
@@ -254,24 +256,54 @@ def _small_strata(confound: Confound) -> list[str]:
 
 
 def _small_parts(splits: Splits, cohort: Cohort) -> list[str]:
-    """Classes with few patients in a valid or test part."""
+    """Classes with few patients in valid or test parts."""
     out = []
-    by_part = {"valid": splits.label_rule.apply(cohort), "test": splits.test_label_rule.apply(cohort)}
-    for index, fold in enumerate(splits.folds):
-        for part, labels in by_part.items():
-            counts = Counter(labels.target.get(patient) for patient in fold.parts[part])
-            for number, name in enumerate(labels.class_names):
-                count = counts[number]
-                if count == 0:
-                    out.append(f"fold {index}: {part} has no patient of class '{name}': AUC cannot be computed there")
-                elif count < SMALLEST_CELL:
-                    out.append(
-                        f"fold {index}: {part} has {count} patient{'s' * (count > 1)} of class '{name}': each one "
-                        f"moves its rate by {100 / count:.0f} percentage points"
-                    )
-            if not labels.class_names and len(fold.parts[part]) < SMALLEST_CELL:
-                out.append(f"fold {index}: {part} has {len(fold.parts[part])} patients, fewer than {SMALLEST_CELL}")
+    for part, rule in (("valid", splits.label_rule), ("test", splits.test_label_rule)):
+        out += _small_cells(part, [fold.parts[part] for fold in splits.folds], rule.apply(cohort))
     return out
+
+
+def _small_official(cohort: Cohort, labels: Labels) -> list[str]:
+    """Classes with few patients in the official valid and test parts."""
+    parts = {patient: set(scans.values()) for patient, scans in official_parts(cohort).items()}
+    out = []
+    for part in ("valid", "test"):
+        patients = [patient for patient, mine in parts.items() if mine == {part} and patient in labels.target]
+        if patients:
+            out += [f"official {line} ({labels.rule})" for line in _small_cells(part, [patients], labels)]
+    return out
+
+
+def _small_cells(part: str, folds: Sequence[Sequence[str]], labels: Labels) -> list[str]:
+    """One line for each class with few patients in this part of some folds."""
+    names = dict(enumerate(labels.class_names)) if labels.class_names else {None: ""}
+    out = []
+    for number, name in names.items():
+        counts = [sum(1 for patient in patients if labels.target.get(patient) == number) for patients in folds]
+        of_class = f" of class '{name}'" if name else ""
+        for few, words in (
+            ({i: n for i, n in enumerate(counts) if n == 0}, "AUC cannot be computed there"),
+            ({i: n for i, n in enumerate(counts) if 0 < n < SMALLEST_CELL}, None),
+        ):
+            if not few:
+                continue
+            low, high = min(few.values()), max(few.values())
+            share = "one patient's result moves the rate by"
+            words = words or f"{share} {'up to ' * (low < high)}{100 / low:.0f} percentage points"
+            size = "no patient" if high == 0 else "1 patient" if high == 1 else f"{high} patients"
+            size = f"{low} to {high} patients" if low < high else size
+            where = "" if len(folds) == 1 else f" in {_folds(list(few), len(folds))}"
+            out.append(f"{part} has {size}{of_class}{where}: {words}")
+    return out
+
+
+def _folds(few: list[int], total: int) -> str:
+    """Folds in a sentence."""
+    if len(few) == total:
+        return "each fold"
+    if len(few) > 8:
+        return f"{len(few)} of {total} folds"
+    return f"fold{'s' * (len(few) > 1)} {', '.join(map(str, few))}"
 
 
 def _balance(splits: Splits, cohort: Cohort, sources: dict[str, str]) -> tuple[PartCount, ...]:

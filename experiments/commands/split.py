@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from datamodules.cohort import Cohort
     from datamodules.split_audit import PartCount, SplitAudit
+    from datamodules.split_confound import Confound
     from datamodules.splits import Splits
 
 Subparsers = argparse._SubParsersAction  # the only name that argparse gives this type
@@ -162,8 +163,9 @@ def _audit(args: argparse.Namespace) -> int:
         write_json(args.json, found.as_json())
     console = _console()
     for confound in found.confounds:
-        if len(confound.levels) > 1:
-            console.print(_confound_table(confound.as_json()))
+        # tables by missing sequences are many and mostly dull: one with something to say is shown
+        if len(confound.levels) > 1 and (confound.factor == "source" or confound.messages):
+            _print_confound(console, confound)
     if splits is not None:
         console.print(_balance_table(splits, found.balance))
         _say_excluded(console, splits, cohort)
@@ -205,7 +207,7 @@ def _balance_table(splits: Splits, balance: tuple[PartCount, ...]) -> Table:
     names += [""] if any(count.class_name == "" for count in balance) else []
     sources = sorted({count.source for count in balance})
     rule = splits.rule if splits.test_rule is None else f"{splits.rule}, test by {splits.test_rule}"
-    table = Table(title=f"Patients by part ({rule})", title_justify="left")
+    table = Table(title=f"Patients ({rule})", title_justify="left")
     table.add_column("fold")
     table.add_column("part")
     table.add_column("patients", justify="right")
@@ -231,22 +233,20 @@ def _balance_table(splits: Splits, balance: tuple[PartCount, ...]) -> Table:
     return table
 
 
-def _confound_table(confound: dict[str, object]) -> Table:
-    """The contingency table of one confound."""
+def _print_confound(console: Console, confound: Confound) -> None:
+    """The contingency table of one confound, its strength above it."""
     from rich.table import Table
 
-    corrected = confound["cramers_v_corrected"]
+    corrected = confound.cramers_v_corrected
     strength = "not defined" if corrected is None else f"{corrected:.2f} (bias-corrected)"
-    table = Table(title=f"{confound['factor']} × {confound['rule']}: Cramér's V {strength}", title_justify="left")
-    table.add_column(str(confound["factor"]))
-    rows = confound["table"]
-    assert isinstance(rows, dict)
-    for index, (level, counts) in enumerate(rows.items()):
-        if index == 0:
-            for name in counts:
-                table.add_column(name, justify="right")
-        table.add_row(level, *(str(count) for count in counts.values()))
-    return table
+    _say(console, f"{confound.factor} × {confound.rule}, patients: Cramér's V {strength}")
+    table = Table()
+    table.add_column(confound.factor)
+    for name in confound.class_names:
+        table.add_column(name, justify="right")
+    for level, counts in zip(confound.levels, confound.table, strict=True):
+        table.add_row(level, *(str(count) for count in counts))
+    console.print(table)
 
 
 def _console() -> Console:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from scipy.stats.contingency import association
 
 from datamodules.cohort import Cohort
+from datamodules.labels import parse_rule
+from datamodules.phantom_plan import plan_patients
 from datamodules.split_audit import audit
 from datamodules.split_confound import confound_of, cramers_v
 from datamodules.splits import make_splits
@@ -149,12 +151,49 @@ def test_cells_too_small_to_test_are_named() -> None:
     cohort = cohort_of(rows)
     found = audit(cohort, make_splits(cohort, "lsm", 4, 0))
     assert any("source 'clinic' has 3 patients of class 'LSM ≤ 12 kPa' (lsm>12)" in line for line in found.small)
-    assert any("moves its rate by" in line and "test" in line for line in found.small)
+    assert (
+        "test has 3 to 4 patients of class 'LSM > 12 kPa' in each fold: "
+        "one patient's result moves the rate by up to 33 percentage points" in found.small
+    )
     one_class = make_splits(cohort, "lsm", test_patients=["n0", "n1", "n2", "n3", "n4"])
     assert any(
-        "fold 0: test has no patient of class 'LSM > 12 kPa': AUC cannot be computed there" in line
+        "test has no patient of class 'LSM > 12 kPa': AUC cannot be computed there" in line
         for line in audit(cohort, one_class).small
     )
+
+
+def test_small_official_parts_are_named_without_splits() -> None:
+    found = audit(cirrmri_like())
+    assert (
+        "official test has 2 patients of class 'mild': one patient's result moves the rate by 50 percentage points"
+        in (line.removesuffix(" (stage)") for line in found.small)
+    )
+
+
+def test_all_rules_and_the_audit_on_the_phantom() -> None:
+    plans = plan_patients(
+        80, 3, sources=("a", "b"), sequences=("T2W", "T1W"), test_fraction=0.4, shortcut=False, shortcut_agreement=1.0
+    )
+    rows = [
+        {"patient_id": plan.patient_id, "sequence": sequence, "source": plan.source, "healthy": False}
+        | {"lsm_kpa": plan.findings.lsm_kpa, "metavir": plan.findings.metavir, "stage": plan.findings.stage}
+        | {"official_split": "test" if plan.test else "train"}
+        for plan in plans
+        for sequence in plan.sequences
+    ]
+    cohort = cohort_of(rows)
+    for rule in ("lsm>12", "metavir>=3", "stage", "stage>=2", "lsm+healthy"):
+        labels = parse_rule(rule).apply(cohort)
+        assert not labels.missing
+        assert all(labels.counts().values())
+        splits = make_splits(cohort, rule, 3, 0)
+        assert audit(cohort, splits).leaks == ()
+    two_rules = make_splits(cohort, "lsm", 3, 0, official=True, test_rule="metavir")
+    assert len(two_rules.folds[0].test) == 32
+    found = audit(cohort)
+    assert not found.leaks
+    # patients are dealt to the sources in turn: no confound was planted
+    assert all((confound.cramers_v_corrected or 0.0) < 0.3 for confound in found.confounds)
 
 
 def test_missing_sequences_that_go_with_the_label_are_a_confound_too() -> None:
@@ -211,7 +250,7 @@ def test_cramers_v_agrees_with_scipy_and_its_correction_only_lowers_it(table: li
 
 
 def test_cramers_v_of_a_table_worked_by_hand() -> None:
-    # chi² = 60 (30·30 - 10·... )²: a 2×2 table with 25, 5 / 5, 25 has phi = (625 - 25) / 900 = 2/3
+    # a 2×2 table a, b / c, d has phi = (ad - bc) / sqrt of the product of its margins = (625 - 25) / 900
     assert cramers_v([[25, 5], [5, 25]], corrected=False) == pytest.approx(2 / 3)
     phi2, size = 4 / 9 - 1 / 59, 2 - 1 / 59
     assert cramers_v([[25, 5], [5, 25]]) == pytest.approx(math.sqrt(phi2 / (size - 1)))
