@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datamodules.readers._dicom_header import Slice
 
 LOCALISER = re.compile(
-    r"loc(?:ali[sz]er)?(?![a-z])|scout|survey|3[- _]?plane|calibration|\bref(?:erence)?[ _-]?scan|asset"
+    r"(?<![a-z])loc(?:ali[sz]er)?(?![a-z])|scout|survey|3[- _]?plane|calibration|\bref(?:erence)?[ _-]?scan|asset"
 )
 PROJECTIONS = {
     "PROJECTION IMAGE",
@@ -23,7 +23,7 @@ PROJECTIONS = {
 }
 DIFFUSION = re.compile(r"dwi|diff|trace|ivim|b[ _=-]?val")
 NAMED_MAPS = (
-    (re.compile(r"(?<![a-z])e?adc(?![a-z])|apparent[ _-]?diffusion|adc$"), "ADC"),
+    (re.compile(r"(?<![a-z])d?adc(?![a-z])|(?<!e)adc$|apparent[ _-]?diffusion"), "ADC"),
     (re.compile(r"t2[ _]?(?:\*|star)|r2[ _]?(?:\*|star)|swi(?![a-z])"), "T2STAR"),
     (re.compile(r"fat[ _-]?fraction|pdff|(?<![a-z])ff(?![a-z])"), "PDFF"),
     (re.compile(r"elastogra|(?<![a-z])mre(?![a-z])"), "MRE"),
@@ -65,7 +65,7 @@ def reason_to_skip(stack: Sequence[Slice], minimum: int) -> str | None:
         return "a projection or reformat, derived from another series"
     if words & {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"}:
         return "a phase, real or imaginary image, not magnitude"
-    if words & {"FA", "EADC", "EXP", "EXPONENTIAL", "TENSOR", "TENSOR_B0"}:
+    if words & {"FA", "EADC", "EXP", "EXPONENTIAL", "TENSOR", "TENSOR_B0"} or "eadc" in first.description.lower():
         return "a derived map that no rule knows"
     if not first.position or not first.orientation or not first.pixel_spacing:
         return "no position, orientation or pixel spacing in its header"
@@ -74,25 +74,30 @@ def reason_to_skip(stack: Sequence[Slice], minimum: int) -> str | None:
     return None
 
 
-def sequence_of(stack: Sequence[Slice]) -> str | None:
+def sequence_of(stack: Sequence[Slice], diffusion: bool = False) -> str | None:
     """The sequence's name by ImageType, b-value and SeriesDescription, or None where no rule fits.
 
     In this order: ADC maps; diffusion with a b-value (``DWI_b800``); named maps (``T2STAR``, ``PDFF``,
     ``MRE``, ``MRCP``); then ``PDW``, ``T1W`` or ``T2W`` by the words in the description, with
     ``_IN``, ``_OUT``, ``_WATER`` or ``_FAT`` where a Dixon or dual-echo T1W says so.
+
+    Args:
+        stack: Slices of one volume.
+        diffusion: Whether its series has an image with a b-value above 0. A b-value of 0 alone proves
+            nothing: GE and Philips write it into images of every kind.
     """
     first = stack[0]
     text = first.description.lower()
     words = set(first.image_type)
     if "ADC" in words:
         return "ADC"
-    if "DIFFUSION" in words or (first.b_value is not None and not NAMED_MAPS[0][0].search(text)):
+    if "DIFFUSION" in words or ((diffusion or first.b_value) and not NAMED_MAPS[0][0].search(text)):
         return None if first.b_value is None else diffusion_name(first.b_value)
     for pattern, name in NAMED_MAPS:
         if pattern.search(text):
             return name
     if DIFFUSION.search(text):
-        return None
+        return None if first.b_value is None else diffusion_name(first.b_value)
     for pattern, name in WEIGHTINGS:
         if pattern.search(text):
             return f"{name}{_dixon(words, text)}" if name == "T1W" else name

@@ -209,7 +209,9 @@ def _regular_spacing(depths: NDArray[np.float64], positions: NDArray[np.float64]
                 f"apart instead of {step:.2f} mm"
             )
         more = f" and {len(holes) - 5} more holes" if len(holes) > 5 else ""
-        raise InputError(f"{name}: {'; '.join(told)}{more}; fetch the missing images, or leave the series out")
+        raise InputError(
+            f"{name}: {'; '.join(told)}{more}; fetch the missing images, or leave the series out (--exclude)"
+        )
     spacing = float((depths[-1] - depths[0]) / (len(depths) - 1))
     off = np.abs(depths - depths[0] - spacing * np.arange(len(depths)))
     if off.max() > max(0.01, SPACING_TOLERANCE * spacing):

@@ -74,7 +74,8 @@ def read(
         source: Cohort, site or vendor, for every row.
         sequence: Sequence of every series that is taken; by default by rules from each header.
         select: Take only series whose description matches this regular expression (no matter the case).
-        exclude: Leave out series whose description matches it.
+        exclude: Leave out series whose ``PatientID/series number/description`` matches it: so a damaged
+            series of one patient can be named.
         orientation: Take only ``axial``, ``coronal`` or ``sagittal`` volumes.
         min_slices: Fewer slices make no volume.
         notify: Called with one line for each series or file that is left out, with the reason.
@@ -103,9 +104,9 @@ def read(
             reason = reason_to_skip(stack, min_slices)
             if reason is None and chosen is not None and not chosen.search(text):
                 reason = f"--select {select!r} does not match its description"
-            if reason is None and excluded is not None and excluded.search(text):
-                reason = f"--exclude {exclude!r} matches its description"
-            own = sequence_of(stack)
+            if reason is None and excluded is not None and excluded.search(_address(stack[0])):
+                reason = f"--exclude {exclude!r} matches {_address(stack[0])!r}"
+            own = sequence_of(stack, diffusion=any(item.b_value for item in series))
             if reason is None and sequence is None and own is None:
                 reason = "no rule knows its sequence; give --sequence NAME with --select"
             if reason is not None:
@@ -127,6 +128,7 @@ def read(
             taken = _sequence_name(sequence, own, stack[0], len({item.b_value for item in series}) > 1, name, notify)
             _note_ends(stack, name, notify)
             volumes.append(Volume(stack, grid, name, taken, visits[stack[0].patient_id, stack[0].study_uid]))
+    _note_namesakes(volumes, notify)
     if not volumes and not faults:
         raise InputError(f"{root}: no MR volume found ({skipped} series left out, see the notices); check --select")
     if faults:
@@ -284,6 +286,28 @@ def _note_ends(stack: Sequence[Slice], name: str, notify: Notify) -> None:
     numbers = sorted({item.instance for item in stack if item.instance is not None and item.frame is None})
     if len(numbers) == len(stack) and numbers[-1] - numbers[0] == len(stack) - 1 and 1 < numbers[0] <= 3:
         notify(f"{name}: instance numbers begin at {numbers[0]}: perhaps the first slices are missing; check")
+
+
+def _note_namesakes(volumes: Sequence[Volume], notify: Notify) -> None:
+    """Volumes of one series with one name are echoes, time points or directions; the user must choose."""
+    groups: dict[tuple[str, str, str, str], list[Volume]] = {}
+    for volume in volumes:
+        first = volume.slices[0]
+        groups.setdefault((first.patient_id, first.series_uid, volume.sequence, volume.grid.orientation), []).append(
+            volume
+        )
+    for (_, _, sequence, _), members in groups.items():
+        values = [dict(member.slices[0].discriminators) for member in members]
+        differing = [name for name in values[0] if len({found[name] for found in values}) > 1]
+        if len(members) > 1:
+            notify(
+                f"{members[0].name}: {len(members)} volumes of this series are all called {sequence}; they differ in "
+                f"{', '.join(differing) or 'kind of image'}; keep the right ones in the table"
+            )
+
+
+def _address(first: Slice) -> str:
+    return f"{first.patient_id}/{first.series_number}/{first.description}"
 
 
 def slug(text: str) -> str:

@@ -29,7 +29,8 @@ def liver(radius: float = 4.0) -> NDArray[np.uint8]:
     """A ball: with a radius of 4.7 voxels about 730 ml."""
     grid = np.indices(SHAPE).astype(float)
     distance = np.sqrt((grid[0] - 10) ** 2 + (grid[1] - 10) ** 2 + ((grid[2] - 5) * 1.2) ** 2)
-    return (distance <= radius).astype(np.uint8)
+    ball: NDArray[np.uint8] = (distance <= radius).astype(np.uint8)
+    return ball
 
 
 class Case:

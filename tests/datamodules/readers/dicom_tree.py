@@ -77,6 +77,6 @@ def write_series(
     return paths
 
 
-def ramp(slices: int = 6, rows: int = 8, columns: int = 10, dtype: Any = np.int16) -> NDArray[np.generic]:
+def ramp(slices: int = 6, rows: int = 8, columns: int = 10, dtype: Any = np.int16) -> NDArray[Any]:
     """A volume in which every voxel has its own value."""
     return np.arange(slices * rows * columns).reshape(slices, rows, columns).astype(dtype)

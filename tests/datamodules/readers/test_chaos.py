@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,11 @@ def write_png(folder: Path, names: list[str]) -> None:
 
 
 def write_patient(folder: Path, ground: bool = True) -> None:
-    values = {"PatientID": "anonymous", "StudyInstanceUID": f"1.2.{folder.name}", "SeriesDescription": ""}
+    values: dict[str, Any] = {
+        "PatientID": "anonymous",
+        "StudyInstanceUID": f"1.2.{folder.name}",
+        "SeriesDescription": "",
+    }
     for phase, first in (("InPhase", 2), ("OutPhase", 1)):
         inner = folder / "T1DUAL" / "DICOM_anon" / phase
         for number_, path in enumerate(

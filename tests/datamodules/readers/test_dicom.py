@@ -11,13 +11,15 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk  # noqa: N813 - its users know it by this name
+import SimpleITK
 
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.images import read_image
 from datamodules.readers import dicom
 from tests.datamodules.readers.dicom_tree import AXIAL, BIRTH, INSTITUTION, NAME, ramp, write_series, write_slice
+
+sitk: Any = SimpleITK  # it has no type hints
 
 
 def read(root: Path, out: Path, **options: Any) -> tuple[Cohort, list[str]]:
@@ -107,7 +109,8 @@ def test_voxels_positions_and_sides(tmp_path: Path) -> None:
     assert image.data.dtype == np.int16
     np.testing.assert_array_equal(image.data, volume.transpose(2, 1, 0))
     # PixelSpacing is row spacing first; LPS x and y change their sign
-    np.testing.assert_allclose(image.affine, [[-1.25, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 4, 7], [0, 0, 0, 1]])
+    expected = np.array([[-1.25, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 4, 7], [0, 0, 0, 1]])
+    np.testing.assert_allclose(image.affine, expected)
     assert (scan.sequence, scan.patient_id, scan.visit, scan.source) == ("T2W", "P1", "1", "here")
 
 
@@ -207,9 +210,59 @@ def test_echoes_and_time_points_are_separate_volumes(tmp_path: Path) -> None:
             tmp_path / "in", ramp() + number, pattern=f"{number}-{{:03d}}.dcm", SeriesDescription="t1_vibe",
             EchoTime=echo, TemporalPositionIdentifier=time,
         )  # fmt: skip
-    cohort, _ = read(tmp_path / "in", tmp_path / "out")
+    cohort, notices = read(tmp_path / "in", tmp_path / "out")
     assert sorted(int(read_image(scan.image).data.min()) for scan in cohort) == [0, 1, 2, 3]
     assert len({scan.scan_id for scan in cohort}) == 4
+    assert "4 volumes of this series are all called T1W; they differ in EchoTime, TemporalPositionId" in notices[0]
+
+
+def test_a_b_value_of_zero_makes_no_diffusion_by_itself(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "a", ramp(), SeriesInstanceUID="1.1", DiffusionBValue=0.0)
+    for b in (0, 600):
+        write_series(
+            tmp_path / "in" / "b", ramp(), pattern=f"{b}-{{:02d}}.dcm", SeriesInstanceUID="1.2", SeriesNumber=6,
+            SeriesDescription="ax focus", DiffusionBValue=float(b),
+        )  # fmt: skip
+    cohort, _ = read(tmp_path / "in", tmp_path / "out")
+    assert cohort.frame["sequence"].tolist() == ["T2W", "DWI_b0", "DWI_b600"]
+
+
+def test_a_damaged_series_can_be_named_and_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "a", ramp(), SeriesInstanceUID="1.1")[2].unlink()
+    write_series(tmp_path / "in" / "b", ramp(), SeriesInstanceUID="1.2", PatientID="P2")
+    cohort, notices = read(tmp_path / "in", tmp_path / "out", exclude="^P1/5/")
+    assert cohort.patients == ("P2",) and "'P1/5/t2_tse_tra'" in notices[0]
+
+
+@pytest.mark.parametrize("kind", ["rle", "jpeg2000-lossless", "deflated"])
+def test_compressed_pixels(tmp_path: Path, kind: str) -> None:
+    volume = ramp(4, 64, 64)
+    for path in write_series(tmp_path / "in", volume):
+        dataset = pydicom.dcmread(path)
+        if kind == "rle":
+            dataset.compress(pydicom.uid.RLELossless)
+            dataset.save_as(path)
+        elif kind == "deflated":
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+            dataset.save_as(path)
+        else:  # pydicom alone cannot unpack it
+            image = sitk.ReadImage(str(path))
+            writer = sitk.ImageFileWriter()
+            writer.KeepOriginalImageUIDOn()
+            writer.SetImageIO("GDCMImageIO")
+            writer.UseCompressionOn()
+            writer.SetCompressor("JPEG2000")
+            writer.SetFileName(str(path))
+            writer.Execute(image)
+            packed = pydicom.dcmread(path)
+            assert packed.file_meta.TransferSyntaxUID.is_compressed
+            for element in dataset:
+                if element.keyword != "PixelData" and element.tag.group != 0x28:
+                    packed[element.tag] = element
+            packed.PixelSpacing = dataset.PixelSpacing
+            packed.save_as(path)
+    (scan,) = read(tmp_path / "in", tmp_path / "out")[0].scans
+    np.testing.assert_array_equal(read_image(scan.image).data, volume.transpose(2, 1, 0))
 
 
 def test_images_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
@@ -246,7 +299,7 @@ def test_descriptions_to_sequences(tmp_path: Path) -> None:
         "t1_vibe_dixon_tra_in": "T1W_IN", "t1_vibe_dixon_tra_opp": "T1W_OUT", "t1_vibe_dixon_tra_W": "T1W_WATER",
         "t1_vibe_fs_tra_bh": "T1W", "LAVA-Flex": "T1W", "eTHRIVE": "T1W", "T2 HASTE cor": "T2W", "t2_blade_fs": "T2W",
         "SSFSE": "T2W", "AX T2 FAT SAT": "T2W", "t2_star_map": "T2STAR", "ADC (10^-6)": "ADC", "pd_tse": "PDW",
-        "MRE stiffness": "MRE",
+        "MRE stiffness": "MRE", "dADC map": "ADC", "t2_velocity": "T2W",
     }  # fmt: skip
     for number, text in enumerate(expected, start=1):
         write_series(
@@ -266,7 +319,7 @@ def test_rescaling(tmp_path: Path) -> None:
     (half,) = read(tmp_path / "in", tmp_path / "out")[0].scans
     (large,) = read(tmp_path / "in2", tmp_path / "out2")[0].scans
     assert read_image(half.image).data.dtype == np.float32
-    np.testing.assert_allclose(read_image(half.image).data, ramp().transpose(2, 1, 0) * 0.5 - 3)
+    np.testing.assert_allclose(read_image(half.image).data.astype(float), ramp().transpose(2, 1, 0) * 0.5 - 3)
     assert read_image(large.image).data.dtype == np.uint16 and read_image(large.image).data.min() == 60000
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ def write_case(root: Path, patient: str, series: str, *, positions: bool = True,
     write_series(place / "images", ramp(5), pattern="{:04d}.dicom", SeriesInstanceUID=f"1.{int(patient)}.{int(series)}",
                  StudyInstanceUID=f"1.{int(patient)}", SeriesDescription="")  # fmt: skip
     mask = (ramp(5) % 7 == 0).astype(np.uint8).astype(np.uint16)
+    values: dict[str, Any] = {} if positions else {"ImagePositionPatient": None}
     paths = write_series(
         place / "masks", mask, pattern="m{:04d}.dicom", SeriesInstanceUID=f"1.{int(patient)}.{int(series)}9",
-        **({} if positions else {"ImagePositionPatient": None}),
+        **values,
     )  # fmt: skip
     if shuffled:
         for number, path in enumerate(paths):
