@@ -112,7 +112,7 @@ def _register_dicom(commands: Subparsers[argparse.ArgumentParser]) -> None:
     dicom.add_argument("--source", metavar="NAME", help="cohort, site or vendor (default: ROOT's name, with a note)")
     dicom.add_argument("--sequence", metavar="NAME", help="sequence of every series (default: rules on each header)")
     dicom.add_argument("--select", metavar="REGEX", help="only series whose description matches")
-    dicom.add_argument("--exclude", metavar="REGEX", help="no series whose description matches")
+    dicom.add_argument("--exclude", metavar="REGEX", help="no series whose PatientID/number/description matches")
     dicom.add_argument("--orientation", choices=("axial", "coronal", "sagittal"), help="only volumes of this plane")
     dicom.add_argument("--min-slices", type=_positive, default=3, metavar="N", help="fewer make no volume (default 3)")
     _reader(
