@@ -35,7 +35,12 @@ def agreed_folder(candidates: Iterable[Path], what: str) -> Path:
     folders = sorted(set(candidates), key=lambda folder: (len(folder.parts), str(folder)))
 
     def content(folder: Path) -> set[tuple[str, int]]:
-        return {(path.name, path.stat().st_size) for path in niftis_in(folder).values()}
+        try:
+            return {(path.name, path.stat().st_size) for path in niftis_in(folder).values()}
+        except OSError as error:
+            raise InputError(
+                f"{error.filename}: cannot be read ({error.strerror}); repair the link or copy the file again"
+            ) from error
 
     faults = [
         f"{folders[0]} and {other} could both be {what}, and hold different files; keep only one of them"

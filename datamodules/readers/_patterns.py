@@ -32,7 +32,7 @@ class Pattern:
     """
 
     def __init__(self, text: str, option: str) -> None:
-        self.text = unicodedata.normalize("NFC", text.replace("\\", "/").removeprefix("./"))
+        self.text = unicodedata.normalize("NFC", text.removeprefix("./"))
         self.option = option
         self.depth = self.text.count("/") + 1
         faults = []

@@ -116,8 +116,10 @@ def _folders(root: Path, paths: Iterable[str], notify: Notify) -> dict[_Folder, 
         raise InputError(*sorted(faults))
     if not any(folder.kind == "images" for folder in found):
         there = listed(list(paths)[:5], 5) or "none"
+        slices = " (the 2-D PNG slices hold no voxel spacing)" if _slice_parts(root, paths) else ""
         raise InputError(
-            f"{root}: no CirrMRI600+ images, such as Cirrhosis_T1_3D/train_images/1.nii.gz; the first files are {there}"
+            f"{root}: no CirrMRI600+ volumes, such as Cirrhosis_T1_3D/train_images/1.nii.gz{slices}; "
+            f"the first files there are {there}; unpack Cirrhosis_T1_3D.zip or Cirrhosis_T2_3D.zip"
         )
     if strangers:
         notify(f"{root}: {len(strangers)} NIfTI files are no part of CirrMRI600+ and are left out: {listed(strangers)}")

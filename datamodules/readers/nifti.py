@@ -182,6 +182,8 @@ def _check_patterns(image: Pattern, mask: Pattern | None, patient: Pattern | Non
             faults.append(f"--mask {mask.text!r}: has neither {{id}} nor {{patient}}; say whose mask it is")
     if patient is not None and ("patient" in image.fields or "id" not in image.fields):
         faults.append("--patient: splits the {id} of --image, which must hold {id} and not {patient}")
+    if patient is not None and "visit" in patient.fields and "visit" in image.fields:
+        faults.append("--patient: --image holds {visit} too; leave one of them out")
     if faults:
         raise InputError(*faults)
 

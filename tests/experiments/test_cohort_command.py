@@ -11,6 +11,7 @@ import pytest
 
 from datamodules.cohort import Cohort
 from experiments.cli import build_parser, main
+from tests.datamodules.readers.test_cirrmri import SEVEN, write_tree
 from tests.datamodules.readers.tree import volumes
 
 LAYOUTS = (
@@ -84,6 +85,18 @@ def test_the_layouts_of_public_sets(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run(commands.get(name, name), tmp_path / name, "--out", out, *more) == 0
         assert len(Cohort.load(out)) == count
     assert "47 (T1W valid, T2W train)" in capsys.readouterr().err
+
+
+def test_the_audit_names_the_patients_whose_official_parts_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = tmp_path / "cirrmri.parquet"
+    assert run("cirrmri", write_tree(tmp_path / "CirrMRI600+", doubled=True, metadata="."), "--out", cohort) == 0
+    note = capsys.readouterr().err
+    assert main(["split", "audit", str(cohort)]) == 1
+    said = capsys.readouterr().out
+    for patient in SEVEN:
+        assert re.search(rf"\b{patient}\b", note) and re.search(rf"\b{patient}\b", said)
 
 
 def test_csv_and_join(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

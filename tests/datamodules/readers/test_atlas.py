@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_liver_and_tumour_are_the_liver(tmp_path: Path, images: str, labels: str
         number = scan.scan_id.removeprefix("atlas_")
         assert scan.image.name == f"{images.format(number)}.nii.gz"
         assert scan.mask is not None and scan.mask.name == f"{labels.format(number)}.nii.gz"
+
+
+def test_composed_and_decomposed_unicode_are_one_case(tmp_path: Path) -> None:
+    volumes(tmp_path / "imagesTr", [unicodedata.normalize("NFD", "Zoë")])
+    volumes(tmp_path / "labelsTr", [unicodedata.normalize("NFC", "Zoë")])
+    (scan,) = atlas.read(tmp_path, notify=pytest.fail).scans
+    assert scan.image.is_file() and scan.mask is not None and scan.mask.is_file()
 
 
 def test_the_same_case_twice(tmp_path: Path) -> None:

@@ -247,6 +247,21 @@ def test_slices_are_not_scans_but_their_split_is_checked(root: Path) -> None:
     assert by_scan["3_T2W"] == by_scan["4_T1W"] == "test" and pd.isna(by_scan["H1_T1W"])
 
 
+def test_slices_alone_are_refused_with_the_reason(tmp_path: Path) -> None:
+    place = tmp_path / "Cirrhosis_T2_2D" / "train" / "1" / "images"
+    place.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(place / "1.png")
+    assert "the 2-D PNG slices hold no voxel spacing" in fault(tmp_path)
+    assert "the 2-D PNG slices hold no voxel spacing" in fault(tmp_path / "Cirrhosis_T2_2D")
+
+
+def test_a_broken_link_in_one_of_two_copies(root: Path) -> None:
+    copy = root / "backup" / "Cirrhosis_T1_3D" / "test_images"
+    volumes(copy, [4])
+    (copy / "56.nii.gz").symlink_to(root / "gone.nii.gz")
+    assert f"{copy / '56.nii.gz'}: cannot be read" in fault(root)
+
+
 def test_other_volumes_are_named_and_left_out(root: Path) -> None:
     volumes(root / "my predictions", ["47"])
     cohort, notices = read(root)
@@ -260,7 +275,7 @@ def test_folders_that_do_not_say_their_sequence(tmp_path: Path) -> None:
 
 
 def test_an_empty_or_foreign_folder(tmp_path: Path) -> None:
-    assert "the first files are none" in fault(tmp_path)
+    assert "the first files there are none" in fault(tmp_path)
     volumes(tmp_path, ["a"])
-    assert "no CirrMRI600+ images" in fault(tmp_path) and "a.nii.gz" in fault(tmp_path)
+    assert "no CirrMRI600+ volumes" in fault(tmp_path) and "a.nii.gz" in fault(tmp_path)
     assert "no such folder" in fault(tmp_path / "nowhere")

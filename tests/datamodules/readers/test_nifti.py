@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import tempfile
 import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
@@ -148,7 +151,7 @@ def test_no_match_lists_the_first_files(tmp_path: Path) -> None:
 
 def test_one_id_in_two_images_names_both(tmp_path: Path) -> None:
     volumes(tmp_path, ["image_1_old", "image_1_new", "image_2_new"])
-    (fault,) = faults(tmp_path, "image_{id:[0-9]+}_*.nii.gz")
+    (fault,) = faults(tmp_path, r"image_{id:\d+}_*.nii.gz")
     assert "image_1_new.nii.gz" in fault and "image_1_old.nii.gz" in fault and "id='1'" in fault
 
 
@@ -181,6 +184,7 @@ def test_every_mask_without_its_image_is_named(tmp_path: Path) -> None:
         ("{id}.nii.gz", {"mask": "{id}_*.nii.gz", "mask_labels": (0,)}, "positive values"),
         ("{patient}.nii.gz", {"patient": "{patient}"}, "must hold {id} and not {patient}"),
         ("{id}.nii.gz", {"patient": "{id}"}, "must hold {patient}"),
+        ("{id}_{visit}.nii.gz", {"patient": "{patient}-{visit}"}, "--image holds {visit} too"),
     ],
 )
 def test_bad_options(tmp_path: Path, image: str, options: dict[str, object], said: str) -> None:
@@ -213,6 +217,28 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     (fault,) = faults(tmp_path, "{id}.nii.gz")
     assert "not valid UTF-8" in fault
     fault.encode("utf-8")
+
+
+@settings(max_examples=25, deadline=None)
+@given(ids=st.sets(st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\"), max_size=20)))
+def test_any_id_survives_the_table_or_is_refused_in_words(ids: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "a b"
+        volumes(root, [f"image_{text}" for text in ids])
+        try:
+            cohort = nifti.read(root, "image_{id}.nii.gz", sequence="T2W", source="site")
+        except InputError as error:
+            composed = [unicodedata.normalize("NFC", text).strip() for text in ids]
+            # no id at all, an id of white space, or two that differ in white space or composition only
+            assert not ids - {""} or "" in composed or len(set(composed)) < len(ids), error
+            return
+        for ending in (".csv", ".parquet"):
+            table = root / f"table{ending}"
+            cohort.save(table)
+            again = Cohort.load(table)
+            assert again.sha256 == cohort.sha256
+            assert all(scan.image.is_file() for scan in again)
+            assert set(again.patients) == {unicodedata.normalize("NFC", text).strip() for text in ids - {""}}
 
 
 def test_pattern_repeats_a_field() -> None:
