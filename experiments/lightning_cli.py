@@ -128,26 +128,68 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     """
     quieten()
     run_dir, which, rest = expand_run(command, list(arguments))
-    rest = [shipped(word, rest[index - 1]) for index, word in enumerate(rest)]
-    try:
-        cli = HepastageCLI(command, rest)
-    except ArgumentError as error:
-        raise InputError(readable(str(error))) from error
+    cli = parsed(command, rest)
     if run_dir is not None and cli.directory.path != run_dir.path:
         raise InputError(
             f"{run_dir.path}: its configuration, with the arguments given, now means the cell {cli.identity.cell}; the "
             "cohort, the split or an argument differs from what it was trained with"
         )
-    if not isinstance(cli.datamodule, CohortDataModule):
-        raise InputError("data: is not one of hepastage's data modules; set data.class_path")
     if command == "fit":
         fit(cli)
     else:
-        checkpoint = cli.directory.checkpoint(which)
-        action = getattr(cli.trainer, command)
-        action(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
-        finish(cli, command, checkpoint=checkpoint.name)
+        evaluate(cli, command, which)
     return 0
+
+
+def fit_and_test(arguments: Sequence[str]) -> bool:
+    """Train a cell and test its best checkpoint, unless both are done.
+
+    Args:
+        arguments: The words of ``hepastage fit``.
+
+    Returns:
+        True where there was nothing left to do.
+    """
+    quieten()
+    cli = parsed("fit", arguments)
+    finished = cli.directory.finished()
+    if "fit" not in finished:
+        fit(cli)
+        cli = parsed("test", arguments)
+    if "test" not in finished:
+        evaluate(cli, "test", "best")
+    return "test" in finished
+
+
+def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
+    """Parse the words of a command and build trainer, model and data module.
+
+    Raises:
+        InputError: The words are wrong, or the data module is not one of hepastage's.
+    """
+    words = [shipped(word, arguments[index - 1] if index else "") for index, word in enumerate(arguments)]
+    try:
+        cli = HepastageCLI(command, words)
+    except ArgumentError as error:
+        raise InputError(readable(str(error))) from error
+    if not isinstance(cli.datamodule, CohortDataModule):
+        raise InputError("data: is not one of hepastage's data modules; set data.class_path")
+    return cli
+
+
+def evaluate(cli: HepastageCLI, command: str, which: str) -> None:
+    """Validate, test or predict with a checkpoint; the configuration stays what was parsed.
+
+    Args:
+        cli: The parsed cell.
+        command: ``validate``, ``test`` or ``predict``.
+        which: ``best``, ``last`` or a checkpoint file.
+    """
+    checkpoint = cli.directory.checkpoint(which)
+    action = getattr(cli.trainer, command)
+    # our own file: weights and plain values
+    action(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+    finish(cli, command, checkpoint=checkpoint.name)
 
 
 def fit(cli: HepastageCLI) -> None:
