@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,14 +36,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def handler(args: argparse.Namespace) -> int:
     """Compare, write the files, print the answer."""
-    from rich.console import Console
-
-    from experiments.compare import compare
-    from experiments.compare_tables import as_rich
-    from experiments.report import write_outputs
-
-    comparison = compare(
+    compare_and_print(
         args.paths,
+        args.out,
         reference=args.reference,
         metric=args.metric,
         resamples=args.resamples,
@@ -50,7 +47,25 @@ def handler(args: argparse.Namespace) -> int:
         mapping=parse_map(args.map),
         threshold=args.threshold,
     )
-    written = write_outputs(comparison, args.out)
+    return 0
+
+
+def compare_and_print(paths: Sequence[Path], out: Path, **options: Any) -> None:
+    """Compare the arms below some paths, write the files, and print table and sentences.
+
+    Args:
+        paths: See ``experiments.compare.compare``.
+        out: Folder for the report and its tables.
+        **options: Further arguments of ``experiments.compare.compare``.
+    """
+    from rich.console import Console
+
+    from experiments.compare import compare
+    from experiments.compare_tables import as_rich
+    from experiments.report import write_outputs
+
+    comparison = compare(paths, **options)
+    written = write_outputs(comparison, out)
     console = Console()
     for found in comparison.families:
         console.print(as_rich(found, console.width))
@@ -60,7 +75,6 @@ def handler(args: argparse.Namespace) -> int:
     for note in comparison.notes:
         console.print(f"Note: {note}", style="dim", highlight=False, markup=False)
     console.print(f"Report: {written[0]}", highlight=False, markup=False, soft_wrap=True)
-    return 0
 
 
 def parse_map(text: str) -> dict[str, str]:
