@@ -248,11 +248,9 @@ def validated(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     for column in REQUIRED_COLUMNS:
         if column not in frame.columns:
             faults.append(f"{name}: the column {column!r} is missing; every scan needs one")
-    if frame.empty and not faults:
-        faults.append(f"{name}: the table has no rows; check the folder or pattern it was made from")
-    if faults:
-        raise InputError(*faults)
-    extras = sorted(column for column in frame.columns if column.startswith(EXTRA_PREFIX))
+    if frame.empty:
+        raise InputError(*faults, f"{name}: the table has no rows; check the folder or pattern it was made from")
+    extras = sorted(column for column in frame.columns if str(column).startswith(EXTRA_PREFIX))
     table = pd.DataFrame(index=range(len(frame)))
     for column in COLUMNS:
         values = frame[column].tolist() if column in frame.columns else [None] * len(frame)
@@ -263,7 +261,7 @@ def validated(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         ]
     for column in extras:
         table[column] = frame[column].tolist()
-    faults += schema_faults(table, name)
+    faults += schema_faults(table, name, absent=[column for column in REQUIRED_COLUMNS if column not in frame.columns])
     if faults:
         raise InputError(*faults)
     return table

@@ -231,3 +231,12 @@ def test_the_dark_liver_of_a_real_cohort_is_found(test_data: Path) -> None:
         ("intensity-outlier-liver-ratio", ("15",))
     ]
     assert all(1000 < (facts.mask_ml or 0) < 3400 for _, facts in report.scans)
+
+
+def test_faults_of_columns_do_not_hide_faults_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("scan_id,patient_id,sequence,image,stag,stage\na,1,T1W,x.nii,1,7\na,2,T1W,y.nii,,2\n")
+    messages = " ".join(finding.message for finding in check_table(path).findings)
+    for words in ("unknown column 'stag'", "'source' is missing", "stage 7 is not", "occurs 2 times"):
+        assert words in messages
+    assert "source is empty" not in messages
