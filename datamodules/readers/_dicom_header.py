@@ -7,12 +7,14 @@ an element of four gigabytes in a file of one kilobyte, and a map never gives mo
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import mmap
 import re
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -77,6 +79,25 @@ class Slice:
     b_value: float | None
     discriminators: tuple[tuple[str, str], ...]
 
+    @property
+    def placed(self) -> bool:
+        """Whether its header says where it lies and how large its pixels are."""
+        return bool(self.position and self.orientation and self.pixel_spacing)
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom's warnings and log: they quote values, and these may name a person."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
 
 def is_dicom(path: Path) -> bool:
     """Whether a file has the DICOM preamble (128 bytes, then ``DICM``)."""
@@ -101,9 +122,8 @@ def read_dataset(path: Path, *, pixels: bool = False) -> Dataset:
         with (
             path.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view,
-            warnings.catch_warnings(),
+            quiet_pydicom(),
         ):
-            warnings.simplefilter("ignore")  # pydicom quotes values, and these may name a person
             return pydicom.dcmread(
                 cast(BinaryIO, view), stop_before_pixels=not pixels, specific_tags=None if pixels else HEADER_TAGS
             )
@@ -125,8 +145,7 @@ def read_slices(path: Path) -> list[Slice]:
     if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in dataset.file_meta:
         raise InputError(f"{path}: its DICOM header is torn off; fetch the file again, or move it away")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             frames = int(_value(dataset, "NumberOfFrames") or 1)
             per_frame = _value(dataset, "PerFrameFunctionalGroupsSequence")
             if not _value(dataset, "Rows") or not _value(dataset, "Columns"):

@@ -23,7 +23,7 @@ def one_stack(folder: Path, notify: Notify) -> tuple[list[Slice], Geometry]:
         InputError: No image, fewer than two, or a stack that :func:`geometry` refuses.
     """
     faults: list[str] = []
-    slices = [item for item in read_folder(folder, notify, faults) if item.position and item.orientation]
+    slices = [item for item in read_folder(folder, notify, faults) if item.placed]
     if faults:
         raise InputError(*faults)
     if len(slices) < 2:

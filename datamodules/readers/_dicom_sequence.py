@@ -67,7 +67,7 @@ def reason_to_skip(stack: Sequence[Slice], minimum: int) -> str | None:
         return "a phase, real or imaginary image, not magnitude"
     if words & {"FA", "EADC", "EXP", "EXPONENTIAL", "TENSOR", "TENSOR_B0"} or "eadc" in first.description.lower():
         return "a derived map that no rule knows"
-    if not first.position or not first.orientation or not first.pixel_spacing:
+    if not first.placed:
         return "no position, orientation or pixel spacing in its header"
     if len(stack) < minimum:
         return f"{len(stack)} slice{'s' if len(stack) > 1 else ''}, fewer than {minimum}"

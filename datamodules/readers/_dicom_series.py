@@ -8,7 +8,6 @@ SimpleITK's series reader warns and averages the spacing. A study needs to know 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.readers._dicom_header import Slice, read_dataset
+from datamodules.readers._dicom_header import Slice, quiet_pydicom, read_dataset
 
 SAME_PLACE_MM = 0.05
 """Two slices nearer than this are at one position; no scanner's slices are this thin."""
@@ -289,8 +288,7 @@ def _pixels(item: Slice) -> NDArray[np.float64]:
     if "PixelData" not in dataset:
         raise InputError(f"{item.path}: holds no pixels; fetch the file again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             raw = dataset.pixel_array.astype(np.float64)
     except (ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{item.path}: its pixels cannot be read ({type(error).__name__}: {_brief(error)}); "

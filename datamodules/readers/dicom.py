@@ -177,8 +177,8 @@ def read_folder(root: Path, notify: Notify, faults: list[str]) -> list[Slice]:
 
 def stacks_of(series: Sequence[Slice]) -> list[list[Slice]]:
     """The volumes of one series; images without a place stay together, to be reported."""
-    placed = [item for item in series if item.position and item.orientation]
-    lost = [item for item in series if not (item.position and item.orientation)]
+    placed = [item for item in series if item.placed]
+    lost = [item for item in series if not item.placed]
     return [*stacks(placed), *([lost] if lost else [])]
 
 

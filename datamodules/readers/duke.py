@@ -32,7 +32,7 @@ from datamodules.readers._common import (
     read_rows,
     warn,
 )
-from datamodules.readers._dicom_header import Slice, read_dataset
+from datamodules.readers._dicom_header import Slice, quiet_pydicom, read_dataset
 from datamodules.readers._dicom_masks import one_stack, paired, write_mask
 from datamodules.readers._dicom_sequence import sequence_of
 from datamodules.readers.dicom import Volume, convert_all, read_folder, slug
@@ -138,7 +138,8 @@ def _planes(slices: Sequence[Slice], folder: Path, notify: Notify) -> dict[Path,
 def _mask_pixels(path: Path) -> NDArray[np.bool_]:
     dataset = read_dataset(path, pixels=True)
     try:
-        return np.asarray(dataset.pixel_array != 0)
+        with quiet_pydicom():
+            return np.asarray(dataset.pixel_array != 0)
     except (ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{path}: its pixels cannot be read ({type(error).__name__}); copy it again") from error
 

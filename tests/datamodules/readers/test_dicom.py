@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,22 @@ def test_rescaling(tmp_path: Path) -> None:
     assert read_image(half.image).data.dtype == np.float32
     np.testing.assert_allclose(read_image(half.image).data.astype(float), ramp().transpose(2, 1, 0) * 0.5 - 3)
     assert read_image(large.image).data.dtype == np.uint16 and read_image(large.image).data.min() == 60000
+
+
+def test_names_in_odd_values_are_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in write_series(tmp_path / "in", ramp()):
+        path.write_bytes(path.read_bytes().replace(b"1.2.3.4\0", b"1.Doe.4\0"))  # quoted by pydicom as no valid UID
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(tmp_path / "in", tmp_path / "out")
+    assert "Doe" not in caplog.text
+
+
+def test_an_image_without_pixel_spacing_leaves_a_hole(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "in", ramp())
+    write_slice(paths[2], ramp()[2], (-10, -20, 8), PixelSpacing=None)
+    with pytest.raises(InputError, match="1 slice is missing at 8"):
+        read(tmp_path / "in", tmp_path / "out")
 
 
 def test_visits_follow_the_dates_and_ids_stay_apart(tmp_path: Path) -> None:
