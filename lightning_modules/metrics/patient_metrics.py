@@ -127,12 +127,12 @@ class PatientAUROC(_ByScan):
         """AUROC in [0, 1]."""
         first = self._first_of_each()
         scores, targets = _joined(self.scores)[first], _joined(self.targets)[first]
-        present = targets.unique()
+        present = torch.bincount(targets).nonzero()[:, 0]
         if present.numel() < 2:
             return scores.new_tensor(0.5)
         if self.classes <= 2:
             # ranks only: torchmetrics would pass logits through a sigmoid, where far ones become equal
-            ranks = scores[:, 0].unique(return_inverse=True)[1].double()
+            ranks = torch.unique(scores[:, 0], return_inverse=True)[1].double()
             return binary_auroc(ranks / (ranks.max() + 1), targets).float()
         per_class = multiclass_auroc(scores, targets, self.classes, average="none")
         return per_class[present].mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -46,7 +47,8 @@ class SliceEncoder(nn.Module):
         initial_pass: float = 0.5,
     ) -> None:
         super().__init__()
-        self.backbone = _build(backbone, in_channels, pretrained, weights_file)
+        # timm gives its feature networks no types
+        self.backbone: Any = _build(backbone, in_channels, pretrained, weights_file)
         self.is_chain = isinstance(self.backbone, FeatureListNet)
         if gate and not self.is_chain:
             raise ValueError(f"backbone {backbone}: its stages cannot be gated; leave 'gate' out of mask_injection")
@@ -89,12 +91,12 @@ class SliceEncoder(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last_output else features
 
 
-def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str | Path | None) -> nn.Module:
+def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str | Path | None) -> Any:
     """Build the backbone, with weights from the index, from a file, or none."""
     if not timm.is_model(backbone.split(".")[0]):
         near = timm.list_models(f"*{backbone.split('.')[0].split('_')[0]}*")[:5]
         raise ValueError(f"backbone {backbone!r} is not known to timm {timm.__version__}; near names: {near}")
-    options: dict[str, object] = {"features_only": True, "in_chans": in_channels}
+    options: dict[str, Any] = {"features_only": True, "in_chans": in_channels}
     if "swin" in backbone:
         options["strict_img_size"] = False  # otherwise only the size it was trained at is taken
     if backbone.startswith(("vit_", "eva", "deit")):
@@ -118,7 +120,7 @@ def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str 
         ) from error
 
 
-def _create(backbone: str, pretrained: bool, options: dict[str, object]) -> nn.Module:
+def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **options)
     return model
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchio as tio
+import torchio
 from scipy import ndimage
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from datamodules.augmentation import (
     segmentation_preset,
 )
 
+tio: Any = torchio  # only partly typed
 SHAPE, SPACING = (40, 36, 20), (1.5, 1.2, 4.0)
 ALL = [
     *segmentation_preset(),
@@ -177,7 +178,7 @@ def test_each_transform_alone(transform: BatchedTransform) -> None:
     assert not torch.equal(moved, image)
     assert moved.shape == image.shape
     assert bool(torch.isfinite(moved).all())
-    assert set(moved_mask.unique().tolist()) <= {0, 1}
+    assert set(moved_mask.flatten().tolist()) <= {0, 1}
     assert moved_mask.dtype == torch.uint8
     # the batch that was given is left alone
     assert torch.equal(image, before)
@@ -270,9 +271,9 @@ def test_a_soft_mask_stays_soft_with_linear_interpolation() -> None:
 def test_outside_is_the_minimum_or_the_number_given() -> None:
     image = torch.rand(1, 1, 16, 14, 10) + 3
     shift = RandomAffine(scales=0, degrees=0, translation=(100.0, 100.0))
-    assert torch.equal(BatchedAugmentation([shift], spacing=SPACING)(image)[0].unique(), image.min()[None])
+    assert bool((BatchedAugmentation([shift], spacing=SPACING)(image)[0] == image.min()).all())
     filled, _ = BatchedAugmentation([shift], spacing=SPACING, default_pad_value=-7.0)(image)
-    assert filled.unique().tolist() == [-7.0]
+    assert bool((filled == -7.0).all())
 
 
 def test_gamma_and_contrast_keep_the_range() -> None:

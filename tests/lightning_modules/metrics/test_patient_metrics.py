@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_accuracy_counts_each_patient_once() -> None:
 
 
 def test_ids_are_the_same_numbers_everywhere() -> None:
-    assert id_numbers(["a", "b", "a"]).unique().numel() == 2
+    assert len(set(id_numbers(["a", "b", "a"]).tolist())) == 2
     assert id_numbers(["patient-1"]).tolist() == id_numbers(["patient-1"]).tolist() == [8273635550162447932]
 
 
@@ -115,7 +116,8 @@ def test_two_processes_give_what_one_gives() -> None:
     logits, target = scores()
     with tempfile.TemporaryDirectory() as folder:
         # forked: importing anew in each process would take most of the test's time
-        mp.start_processes(_worker, (folder,), nprocs=2, start_method="fork")
+        start: Any = mp
+        start.start_processes(_worker, (folder,), nprocs=2, start_method="fork")
         results = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
     for result in results:
         assert result.tolist() == pytest.approx([expected_dice(), roc_auc_score(target, logits)], abs=1e-6)

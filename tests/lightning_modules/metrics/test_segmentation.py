@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.surface_dice import compute_surface_dice
+from monai.metrics.surface_distance import compute_average_surface_distance
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
@@ -74,7 +76,8 @@ def test_distances_equal_all_pairs_of_surface_voxels() -> None:
 
     def surface(mask: Mask) -> npt.NDArray[Any]:
         inner = ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 1))
-        return np.argwhere(mask & ~inner) * np.asarray(SPACING)
+        places: npt.NDArray[Any] = np.argwhere(mask & ~inner) * np.asarray(SPACING)
+        return places
 
     distances = cdist(surface(pred), surface(ref))
     there, back = distances.min(1), distances.min(0)
@@ -117,12 +120,12 @@ def test_empty_masks_follow_the_policy() -> None:
     empty, ref = np.zeros((26, 22, 12), bool), blob(1)
     both = segmentation_scores(empty, empty, SPACING)
     assert both == (1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-    for pair in ((empty, ref), (ref, empty)):
-        scores = segmentation_scores(*pair, SPACING)
+    for pred, truth in ((empty, ref), (ref, empty)):
+        scores = segmentation_scores(pred, truth, SPACING)
         assert (scores.dice, scores.iou, scores.surface_dice) == (0.0, 0.0, 0.0)
         assert math.isnan(scores.hd95_mm)
         assert math.isnan(scores.assd_mm)
-        assert normalised_surface_dice(*pair, SPACING) == 0.0
+        assert normalised_surface_dice(pred, truth, SPACING) == 0.0
 
 
 def test_bad_input_is_named() -> None:

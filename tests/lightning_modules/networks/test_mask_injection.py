@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own habit
@@ -124,7 +126,8 @@ def test_attention_sends_no_gradient_to_scores_or_features_outside() -> None:
     scores = torch.randn(1, 1, 4, 3, requires_grad=True)
     mask = torch.zeros(1, 1, 4, 3)
     mask[..., :2, :] = 1
-    masked_attention_pool(features, mask, scores)[0].square().sum().backward()
+    loss: Any = masked_attention_pool(features, mask, scores)[0].square().sum()
+    loss.backward()
     assert features.grad is not None
     assert scores.grad is not None
     assert torch.count_nonzero(features.grad[..., 2:, :]) == 0
@@ -137,7 +140,8 @@ def test_attention_over_an_empty_mask_is_the_mean_and_finite() -> None:
     scores = torch.randn(1, 1, 4, 3, requires_grad=True)
     pooled, _ = masked_attention_pool(features, torch.zeros(1, 1, 4, 3), scores)
     torch.testing.assert_close(pooled, features.mean((2, 3)))
-    pooled.sum().backward()
+    loss: Any = pooled.sum()
+    loss.backward()
     assert features.grad is not None
     assert bool(torch.isfinite(features.grad).all())
 
