@@ -158,17 +158,19 @@ class RandomIntensityRemap(IntensityTransform):
         return {"curve": steps + uniform(generator, -self.max_shift, self.max_shift, items, channels, self.num_points)}
 
     def apply(self, image: Tensor, params: Params, spacing: Tensor | None) -> Tensor:
-        """Look each voxel up in its item's curve."""
+        """Send each voxel through its item's curve."""
         curve = params["curve"]
         low, high = image.amin((2, 3, 4), keepdim=True), image.amax((2, 3, 4), keepdim=True)
         last = curve.shape[2] - 1
-        place = (image - low).div_((high - low).clamp(min=1e-7)).mul_(last).flatten(2)
-        left = place.floor().clamp_(max=last - 1)
-        index = left.long()
-        values = torch.lerp(curve.gather(2, index), curve.gather(2, index + 1), place - left).view_as(image)
-        mean, std = image.mean((2, 3, 4), keepdim=True), image.std((2, 3, 4), keepdim=True)
-        new_mean, new_std = values.mean((2, 3, 4), keepdim=True), values.std((2, 3, 4), keepdim=True)
-        return (values - new_mean) * (std / new_std.clamp(min=1e-7)) + mean
+        place = (image - low).div_((high - low).clamp(min=1e-7)).mul_(last)
+        # the curve as a sum of ramps: quicker than looking up each voxel's two points
+        values = item_view(curve[..., 0]).expand_as(image).clone()
+        for point in range(last):
+            rise = item_view(curve[..., point + 1] - curve[..., point])
+            values.addcmul_((place - point).clamp_(0, 1), rise)
+        variance, mean = torch.var_mean(image, (2, 3, 4), keepdim=True)
+        new_variance, new_mean = torch.var_mean(values, (2, 3, 4), keepdim=True)
+        return values.sub_(new_mean).mul_((variance / new_variance.clamp(min=1e-12)).sqrt()).add_(mean)
 
 
 class RandomNoise(IntensityTransform):

@@ -20,8 +20,8 @@ class SliceEncoder(nn.Module):
     timm's ``features_only`` gives the backbone as a chain of modules, some of which end a stage. We
     walk the chain ourselves, so that a gated map is what the next stage sees. This holds for ResNet,
     DenseNet, VGG, ConvNeXt, Swin, PVTv2 and MambaOut alike; maps are handed out as (N, C, H, W)
-    whatever the backbone's own layout. Plain vision transformers are no such chain: they are encoded
-    as timm does, and gating is refused for them.
+    whatever the backbone's own layout. Plain vision transformers are no such chain: there each block
+    that hands out features is wrapped, and its patch tokens are gated.
 
     Args:
         backbone: timm's name of the model.
@@ -51,11 +51,12 @@ class SliceEncoder(nn.Module):
         self.backbone: Any = _build(backbone, in_channels, pretrained, weights_file)
         self.is_chain = isinstance(self.backbone, FeatureListNet)
         if gate and not self.is_chain:
-            raise ValueError(f"backbone {backbone}: its stages cannot be gated; leave 'gate' out of mask_injection")
+            _wrap_blocks(self.backbone, backbone, initial_pass)
         self.channels: tuple[int, ...] = tuple(self.backbone.feature_info.channels())
         self.reductions: tuple[int, ...] = tuple(self.backbone.feature_info.reduction())
         self.channels_last_output = str(getattr(self.backbone, "output_fmt", "NCHW")).upper().endswith("NHWC")
-        self.gates = nn.ModuleList(MaskGate(n, initial_pass) for n in self.channels) if gate else None
+        self.gates = nn.ModuleList(MaskGate(n, initial_pass) for n in self.channels) if gate and self.is_chain else None
+        self.gated = gate
 
     def forward(self, slices: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Encode.
@@ -70,10 +71,14 @@ class SliceEncoder(nn.Module):
         Raises:
             ValueError: The stages are gated and no mask was given.
         """
-        if self.gates is not None and mask is None:
+        if self.gated and mask is None:
             raise ValueError("the encoder's stages are gated by the mask, but the batch holds no mask")
         slices = slices.contiguous(memory_format=torch.channels_last)
         if not self.is_chain:
+            if mask is not None:
+                for module in self.backbone.modules():
+                    if isinstance(module, GatedBlock):
+                        module.share = resize_mask(mask, [edge // self.reductions[0] for edge in mask.shape[2:]])
             return [self._channels_first(features) for features in self.backbone(slices)]
         stages: list[Tensor] = []
         features = slices
@@ -89,6 +94,45 @@ class SliceEncoder(nn.Module):
 
     def _channels_first(self, features: Tensor) -> Tensor:
         return features.permute(0, 3, 1, 2) if self.channels_last_output else features
+
+
+class GatedBlock(nn.Module):
+    """A transformer block whose patch tokens pass the gate of the mask.
+
+    Args:
+        block: The block, tokens (N, prefix + H * W, C) in and out.
+        channels: Width C of a token.
+        prefix: Class and register tokens in front, which are let through.
+        initial_pass: Share of the outside that passes at the start.
+    """
+
+    def __init__(self, block: nn.Module, channels: int, prefix: int, initial_pass: float) -> None:
+        super().__init__()
+        self.block = block
+        self.gate = MaskGate(channels, initial_pass)
+        self.prefix = prefix
+        self.share: Tensor | None = None  # set anew for every batch by the encoder
+
+    def forward(self, tokens: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Run the block and gate its patch tokens."""
+        tokens = self.block(tokens, *args, **options)
+        if self.share is None:
+            return tokens
+        patches = tokens[:, self.prefix :].transpose(1, 2).unsqueeze(3)
+        patches = self.gate(patches, self.share.flatten(2).unsqueeze(3))
+        return torch.cat([tokens[:, : self.prefix], patches.squeeze(3).transpose(1, 2)], 1)
+
+
+def _wrap_blocks(network: Any, backbone: str, initial_pass: float) -> None:
+    """Wrap the blocks of a vision transformer that hand out features."""
+    model = getattr(network, "model", None)
+    blocks, prefix = getattr(model, "blocks", None), getattr(model, "num_prefix_tokens", None)
+    names = network.feature_info.module_name()
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or prefix is None or "blocks" not in names[0]:
+        raise ValueError(f"backbone {backbone}: its stages cannot be gated; leave 'gate' out of mask_injection")
+    for name, channels in zip(names, network.feature_info.channels(), strict=True):
+        place = int(name.split(".")[-1])
+        blocks[place] = GatedBlock(blocks[place], channels, int(prefix), initial_pass)
 
 
 def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str | Path | None) -> Any:

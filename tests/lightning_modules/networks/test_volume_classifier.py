@@ -190,12 +190,26 @@ def test_the_transformer_knows_the_order_of_slices() -> None:
     torch.testing.assert_close(unordered(image).logits, unordered(image.flip(-1)).logits)
 
 
-def test_a_vision_transformer_is_encoded_but_not_gated() -> None:
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_a_vision_transformer_takes_all_ways_too(backbone: str) -> None:
     image, mask = volumes(batch=1)
-    network = SliceClassifier("vit_tiny_patch16_224", mask_injection=("multiply", "attention")).eval()
-    assert network(image, mask).logits.shape == (1, 1)
-    with pytest.raises(ValueError, match="cannot be gated"):
-        SliceClassifier("vit_tiny_patch16_224", mask_injection=("gate",))
+    network = SliceClassifier(backbone, mask_injection=MASK_WAYS).eval()
+    logits: Any = network(image, mask).logits
+    logits.sum().backward()
+    gates = {name: p for name, p in network.named_parameters() if name.endswith("gate.logit")}
+    assert len(gates) == 3
+    # the last block's gate acts outside the liver only, where its attention does not look
+    assert sum(bool(p.grad is not None and p.grad.any()) for p in gates.values()) >= 2
+
+
+def test_the_gate_of_a_vision_transformer_acts_outside_the_mask() -> None:
+    image, mask = volumes(batch=1)
+    gated = SliceClassifier("vit_tiny_patch16_224", mask_injection=("gate",)).eval()
+    direct = SliceClassifier("vit_tiny_patch16_224").eval()
+    weights = {name.replace(".block.", "."): value for name, value in gated.state_dict().items()}
+    direct.load_state_dict({name: value for name, value in weights.items() if "gate.logit" not in name})
+    torch.testing.assert_close(gated(image, torch.ones_like(mask)).logits, direct(image).logits)
+    assert not torch.allclose(gated(image, mask).slice_attention, direct(image).slice_attention)
 
 
 def test_weights_from_a_file_are_really_loaded(tmp_path: Path) -> None:
