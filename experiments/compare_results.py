@@ -77,7 +77,7 @@ class Stratum:
         value: Which part.
         patients: Number of patients.
         classes: Number of patients of each class; empty for segmentation.
-        values: Metric of each arm with interval; None where not estimable.
+        intervals: Metric of each arm with interval; None where not estimable.
         reason: Why nothing is estimable, or empty.
     """
 
@@ -85,7 +85,7 @@ class Stratum:
     value: str
     patients: int
     classes: list[int]
-    values: dict[str, Interval | None]
+    intervals: dict[str, Interval | None]
     reason: str = ""
 
 

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 
 def header(found: FamilyResult) -> list[str]:
     """Column names of a family's table."""
-    names = [NAMES[name] for name in metric_names(found)]
-    extra = [] if found.family.kind == "segmentation" else ["Majority baseline"]
-    return ["Arm", "Seeds", *names, *extra, f"Difference in {NAMES[found.metric]}", "p", "p (Holm)"]
+    names = []
+    for name in shown_metrics(found):
+        names += [NAMES[name], "Majority baseline"] if name == "accuracy" else [NAMES[name]]
+    return ["Arm", "Seeds", *names, f"Difference in {NAMES[found.metric]}", "p", "p (Holm)"]
 
 
 def metric_names(found: FamilyResult) -> list[str]:
     """Metrics that at least one arm has, in their usual order."""
     order = list(NAMES)
     return sorted({name for arm in found.arms for name in arm.metrics}, key=order.index)
+
+
+def shown_metrics(found: FamilyResult) -> list[str]:
+    """The metrics of the table for people: balanced accuracy is left to the CSV unless it is the primary metric."""
+    return [name for name in metric_names(found) if name != "balanced_accuracy" or name == found.metric]
 
 
 def difference_of(found: FamilyResult, arm: ArmResult) -> Difference | None:
@@ -36,9 +42,11 @@ def difference_of(found: FamilyResult, arm: ArmResult) -> Difference | None:
 def row(found: FamilyResult, arm: ArmResult) -> list[str]:
     """One arm's cells, as people read them."""
     item = difference_of(found, arm)
-    cells = [with_interval(arm.metrics.get(name), digits_of(name)) for name in metric_names(found)]
-    if found.family.kind != "segmentation":
-        cells.append(number(found.majority))
+    cells = []
+    for name in shown_metrics(found):
+        cells.append(with_interval(arm.metrics.get(name), digits_of(name)))
+        # an accuracy means nothing without this
+        cells += [number(math.nan if arm.note else found.majority)] if name == "accuracy" else []
     if item is None:
         last = ["reference" if arm.role == "reference" else arm.note or "probe", "", ""]
     else:

@@ -62,7 +62,7 @@ def add_sentences(found: FamilyResult, level: float) -> None:
             + ("only one class occurs." if sum(count > 0 for count in found.counts) < 2 else "no threshold is known.")
         )
     else:
-        lines += [_difference(found, item, digits) for item in found.differences]
+        lines += [_difference(found, item, digits, level) for item in found.differences]
         if not found.differences:
             lines.append(f"{found.reference} reached {name} {with_interval(base, digits)} on {patients} patients.")
     for arm in found.arms:
@@ -81,11 +81,11 @@ def add_sentences(found: FamilyResult, level: float) -> None:
     found.sentences = lines
 
 
-def _difference(found: FamilyResult, item: Difference, digits: int) -> str:
+def _difference(found: FamilyResult, item: Difference, digits: int, level: float) -> str:
     ours, base = found.result(item.arm).metrics[item.metric], found.result(item.reference).metrics[item.metric]
     same = f"on the same {len(found.family.patients)} patients"
     family = f" ({p_words(item.p_holm)} after Holm)" if len(found.differences) > 1 else ""
-    settled = item.p_holm < 0.05 and not item.interval.low <= 0 <= item.interval.high
+    settled = item.p_holm < 1 - level and not item.interval.low <= 0 <= item.interval.high
     if settled:
         better = (item.interval.estimate > 0) != (item.metric in LOWER_IS_BETTER)
         verdict = f"{item.arm if better else item.reference} did better here"
@@ -112,5 +112,5 @@ def _can_show(found: FamilyResult, level: float) -> str:
         )
     return (
         small + f"It finds a true AUC difference of {number(found.detectable)} or more in four studies of five "
-        f"(80 % power, {level:.0%} confidence); smaller ones will mostly go unseen."
+        f"(80 % power, {level * 100:g} % confidence); smaller ones will mostly go unseen."
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
-INK, MUTED, GRID = "#1b2430", "#5b6776", "#d9dee5"
+INK, MUTED, GRID, CARD = "#1b2430", "#5b6776", "#d9dee5", "#fefefe"
 SERIES = ("#0b6bcb", "#c4420b", "#12805c", "#8a3ffc", "#a8780a", "#c2185b")
 """Distinct for the colour-blind in this order, and on paper; the page swaps them for lighter ones in the dark."""
 SHOWN = len(SERIES)
@@ -69,7 +69,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     for place, colour in enumerate(SERIES):
         text = text.replace(colour, f"var(--s{place})")
-    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid")):
+    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (CARD, "card")):
         text = text.replace(colour, f"var(--{variable})")
     from markupsafe import escape
 
@@ -135,6 +135,12 @@ def _estimable(found: FamilyResult) -> bool:
     return found.family.kind == "binary" and min(found.counts) > 0
 
 
+def _name(axes: Axes, height: float, name: str) -> None:
+    """An arm's name above its row; the patch keeps grid lines from running through it."""
+    patch = {"facecolor": CARD, "edgecolor": "none", "pad": 1.2}
+    axes.text(0, height, name, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom", bbox=patch)
+
+
 def _legend(axes: Axes, count: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=1 if count < 3 else 2, fontsize=8.5, borderpad=0.1)
 
@@ -188,7 +194,7 @@ def _forest(
         axes.plot([low, high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
         axes.plot(points, np.full(len(points), place + 0.2), "o", color=colour, alpha=0.45, markersize=3.5, mew=0)
         axes.plot(estimate, place, "s", color=colour, markersize=7)
-        axes.text(0, place - 0.26, name, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom")
+        _name(axes, place - 0.26, name)
     if at is not None:
         axes.axvline(at, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.set(ylim=(len(rows) - 0.5, -0.72), xlabel=label, yticks=[])
@@ -281,7 +287,7 @@ def _patients(found: FamilyResult) -> Figure | None:
         if members[0].has_threshold:
             limits = np.unique(np.concatenate([unit.threshold for unit in members]))
             axes.plot(limits, np.full(len(limits), place), "|", color=INK, markersize=26, mew=1.1, alpha=0.7)
-        axes.text(0, place - 0.33, arm, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom")
+        _name(axes, place - 0.33, arm)
     axes.set(ylim=(len(arms) - 0.55, -0.75), xlim=(-0.02, 1.02), xlabel="Mean probability over seeds", yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
@@ -308,7 +314,7 @@ def _dice(found: FamilyResult) -> Figure | None:
             markersize=4.5,
         )
         axes.plot(np.median(values), place + 0.03, "|", color=INK, markersize=24, mew=2)
-        axes.text(0, place - 0.3, arm, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom")
+        _name(axes, place - 0.3, arm)
     axes.set(ylim=(len(arms) - 0.55, -0.75), xlabel="Dice of each patient; bar at the median", yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from datamodules.files import write_json, write_text
 from experiments.compare_metrics import NAMES
@@ -58,6 +61,7 @@ def as_html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     sections = [_section(found, place) for place, found in enumerate(comparison.families)]
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
@@ -67,6 +71,11 @@ def as_html(comparison: Comparison) -> str:
         checklist=checklist(comparison),
         lead=[sentence for found in comparison.families for sentence in found.sentences],
     )
+
+
+def _breakable(text: str) -> Markup:
+    """Let a long name break after an underscore, a slash or a dash."""
+    return Markup(re.sub(r"([_/-])", r"\1<wbr>", str(escape(text))))
 
 
 def _section(found: FamilyResult, place: int) -> dict[str, Any]:

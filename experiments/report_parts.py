@@ -37,7 +37,9 @@ def strata_tables(found: FamilyResult) -> list[dict[str, Any]]:
         rows = [["all", _sizes(len(found.family.patients), found.counts), *everyone]]
         for item in found.strata:
             if item.variable == variable:
-                cells = [with_interval(item.values.get(arm), digits) if arm in item.values else "–" for arm in arms]
+                cells = [
+                    with_interval(item.intervals.get(arm), digits) if arm in item.intervals else "–" for arm in arms
+                ]
                 rows.append([item.value, _sizes(item.patients, item.classes), *cells])
         reasons = sorted({item.reason for item in found.strata if item.variable == variable and item.reason})
         heading = f"{STRATA_NAMES[variable]}: {NAMES[found.metric]}"
