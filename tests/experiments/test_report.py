@@ -112,7 +112,8 @@ def browse(page: Path, folder: Path, script: str, width: int) -> tuple[dict[str,
     done = subprocess.run(
         [
             chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-dev-shm-usage",
             "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
             "--dump-dom", copy.as_uri(),
         ],
@@ -127,7 +128,8 @@ def browse(page: Path, folder: Path, script: str, width: int) -> tuple[dict[str,
 LOOK = """
 const table=document.querySelector('table.sortable'),column=2;
 const button=table.tHead.rows[0].cells[column].querySelector('button');
-const read=function(){return Array.from(table.tBodies[0].rows).map(function(row){return parseFloat(row.cells[column].textContent);});};
+const rows=function(){return Array.from(table.tBodies[0].rows);};
+const read=function(){return rows().map(function(row){return parseFloat(row.cells[column].textContent);});};
 button.click();const down=read();button.click();const up=read();
 return {figures:document.querySelectorAll('figure svg').length,
  empty:Array.from(document.querySelectorAll('figure svg')).filter(function(svg){const box=svg.getBoundingClientRect();
