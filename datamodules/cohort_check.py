@@ -192,8 +192,6 @@ def _of_one(scan: Scan, facts: FileFacts) -> Iterator[Finding]:
                 f"{scan.image}: tilted by {facts.oblique_degrees:.1f} degrees against the patient; check the affine"
             )
             yield Finding("warning", "very-oblique", message, about)
-        elif facts.oblique_degrees > OBLIQUE_DEGREES[0]:
-            yield Finding("note", "oblique", f"{scan.image}: oblique by {facts.oblique_degrees:.1f} degrees", about)
     if facts.mask_ml is None:
         return
     if facts.mask_ml == 0:
@@ -327,6 +325,11 @@ def _mixtures(pairs: Pairs) -> Iterator[Finding]:
             if len(counted) > 1:
                 told = ", ".join(f"{value} {number}" for value, number in counted.most_common())
                 yield Finding("note", f"mixed-{name}", f"{source} {sequence}: several {what}: {told}")
+        tilted = {facts.scan_id: facts.oblique_degrees or 0.0 for facts in members}
+        tilted = {scan_id: angle for scan_id, angle in tilted.items() if angle > OBLIQUE_DEGREES[0]}
+        if tilted:
+            told = f"{len(tilted)} of {len(members)} scans are oblique, by up to {max(tilted.values()):.1f} degrees"
+            yield Finding("note", "oblique", f"{source} {sequence}: {told}", tuple(tilted))
 
 
 def _counts(pairs: Pairs) -> Iterator[dict[str, Any]]:

@@ -102,6 +102,8 @@ def quiet_pydicom() -> Iterator[None]:
 def is_dicom(path: Path) -> bool:
     """Whether a file has the DICOM preamble (128 bytes, then ``DICM``)."""
     try:
+        if not path.is_file():
+            return False  # opening a pipe would wait for ever
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:

@@ -200,7 +200,7 @@ for name in ("dicom", "frames", "long"):
     ]
 
 
-@settings(FUZZ, max_examples=80)
+@settings(FUZZ, max_examples=60)
 @given(data=st.data())
 def test_any_damage_to_a_dicom_file(tmp_path: Path, data: st.DataObject) -> None:
     root = tmp_path / "in"
