@@ -178,6 +178,17 @@ def test_patients_without_the_label_are_excluded_with_the_reason_or_trained_on_w
     assert told.mismatches(cohort) == []
 
 
+def test_an_unlabelled_patient_of_an_official_test_part_or_left_out_source_is_never_trained_on() -> None:
+    more: list[dict[str, Any]] = [
+        {"patient_id": "held", "official_split": "test"},
+        {"patient_id": "free", "source": "b"},
+    ]
+    cohort = cohort_of([*hospital(6, 6, "a", "a"), *hospital(6, 6, "b", "b"), *more])
+    splits = make_splits(cohort, "lsm", by="source", unlabelled="train")
+    assert ["free" in fold.train for fold in splits.folds] == [True, False]
+    assert splits.excluded == {"held": "no label for lsm>12"}
+
+
 def test_a_cohort_with_masks_alone_can_be_split(tmp_path: Path) -> None:
     cohort = cohort_of([{"patient_id": p} for p in ("1", "2", "3", "5", "8", "10", "13", "15", "19", "20")], ("T2W",))
     splits = make_splits(cohort, "none", seed=3, test_patients=["10", "19", "20"], valid_patients=["15"])
