@@ -2,6 +2,8 @@
 
 Input ways (``multiply``, ``crop``, ``channel``) change what the encoder sees; ``gate`` changes the
 feature maps between its stages; ``attention`` changes how locations are pooled. They combine freely.
+The probes (``erase``, ``erase_box``, ``mask_only``) ask whether something else than the liver's signal
+gives the answer away; a probe stands alone, or beside ``crop``.
 
 One rule for the odd case: a volume whose mask holds no voxel is treated as if the whole volume were
 liver, so the arm falls back to the direct one for that volume, and it is flagged. Nothing is NaN.
@@ -16,25 +18,28 @@ import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from torch import Tensor, nn
 
 MASK_WAYS = ("multiply", "crop", "channel", "gate", "attention")
+PROBE_WAYS = ("erase", "erase_box", "mask_only")
 
 
 def check_ways(ways: Sequence[str]) -> tuple[str, ...]:
     """Check the names of the mask's ways in; ``"none"`` stands for the empty list.
 
     Raises:
-        ValueError: An unknown name, a double one, or ``none`` beside others.
+        ValueError: An unknown name, a double one, ``none`` beside others, or a probe beside other ways than crop.
     """
     if isinstance(ways, str):
         ways = [ways]
     if list(ways) == ["none"]:
         return ()
-    unknown = [way for way in ways if way not in MASK_WAYS]
+    known = (*MASK_WAYS, *PROBE_WAYS)
+    unknown = [way for way in ways if way not in known]
     if unknown:
-        raise ValueError(
-            f"mask_injection: {unknown[0]!r} is not one of none, {', '.join(MASK_WAYS)} (none stands alone)"
-        )
+        raise ValueError(f"mask_injection: {unknown[0]!r} is not one of none (alone), {', '.join(known)}")
     if len(set(ways)) != len(ways):
         raise ValueError(f"mask_injection: {tuple(ways)} names a way twice; name each once")
+    probes = [way for way in ways if way in PROBE_WAYS]
+    if probes and set(ways) - {probes[0], "crop"}:
+        raise ValueError(f"mask_injection: the probe {probes[0]!r} stands alone or beside crop, not in {tuple(ways)}")
     return tuple(ways)
 
 
@@ -110,6 +115,43 @@ class MaskChannel(nn.Module):
         return torch.cat([image, mask.to(image.dtype)], 1), mask
 
 
+class EraseLiver(nn.Module):
+    """Probe: set the liver to zero, the normalised image's mean, and leave everything else.
+
+    With the exact mask the hole still shows the liver's shape; with its box it does not.
+
+    Args:
+        box: Erase the box around the liver in every slice, instead of the liver alone.
+        margin: Voxels added to the box on each side.
+    """
+
+    def __init__(self, box: bool = False, margin: int = 0) -> None:
+        super().__init__()
+        self.box = box
+        self.margin = margin
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Erase in image (B, C, I, J, K) by mask (B, 1, I, J, K); returns both."""
+        if not self.box:
+            return image * (1 - mask).to(image.dtype), mask
+        inside = mask[:, 0] > 0
+        hole = torch.ones_like(mask, dtype=torch.bool)
+        for axis in (1, 2):
+            low, high = _extent(inside.any(3).any(3 - axis), self.margin)
+            place = torch.arange(mask.shape[1 + axis], device=mask.device)
+            span = (place >= low[:, None]) & (place < high[:, None])
+            hole = hole & span.view(len(span), 1, *[-1 if a == axis else 1 for a in (1, 2, 3)])
+        return image.masked_fill(hole, 0.0), mask
+
+
+class MaskOnly(nn.Module):
+    """Probe: put the mask in the place of every channel, so that shape is all there is."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace image (B, C, I, J, K) by mask (B, 1, I, J, K); returns both."""
+        return mask.to(image.dtype).expand_as(image), mask
+
+
 class InputInjection(nn.Module):
     """The input ways in their one sensible order: multiply, then crop, then channel.
 
@@ -117,7 +159,7 @@ class InputInjection(nn.Module):
     outside the liver through.
 
     Args:
-        ways: Any of :data:`MASK_WAYS`; those that do not touch the input are passed over.
+        ways: Any of :data:`MASK_WAYS`, or a probe; those that do not touch the input are passed over.
         crop_margin: Voxels left around the liver by ``crop``.
     """
 
@@ -126,6 +168,9 @@ class InputInjection(nn.Module):
         ways = check_ways(ways)
         known: dict[str, nn.Module] = {
             "multiply": MultiplyMask(),
+            "erase": EraseLiver(),
+            "erase_box": EraseLiver(box=True, margin=crop_margin),
+            "mask_only": MaskOnly(),
             "crop": CropToMask(crop_margin),
             "channel": MaskChannel(),
         }

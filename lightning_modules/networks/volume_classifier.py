@@ -49,7 +49,8 @@ class SliceClassifier(nn.Module):
         in_channels: Channels of the volume.
         classes: 1 for one logit (sigmoid), else one logit a class.
         mask_injection: Ways of the mask in, any of ``multiply, crop, channel, gate, attention``;
-            empty or ``none`` for a direct arm, which must not be given a mask.
+            or a probe, ``erase``, ``erase_box`` or ``mask_only``; empty or ``none`` for a direct arm,
+            which must not be given a mask.
         aggregation: From slices to a patient: ``mean``, ``vote``, ``attention`` or ``transformer``.
         pooling: From locations to a slice: ``mean`` or ``attention``. The way ``attention`` of the
             mask implies attention, restricted to the liver.

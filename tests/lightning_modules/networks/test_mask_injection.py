@@ -79,6 +79,25 @@ def test_crop_keeps_the_whole_liver_and_its_proportions() -> None:
     assert extent_j > 30  # enlarged from 16 of 40
 
 
+def test_erasing_leaves_no_trace_of_the_liver_s_signal() -> None:
+    image, mask = torch.randn(2, 2, 24, 20, 4), box_mask()
+    mask[:, :, 6, 4] = 0  # not a box any more
+    erased, _ = InputInjection(["erase"])(image, mask)
+    inside = (mask > 0).expand_as(image)
+    assert torch.count_nonzero(erased[inside]) == 0
+    assert torch.equal(erased[~inside], image[~inside])
+    boxed, _ = InputInjection(["erase_box"], crop_margin=1)(image, mask)
+    assert torch.count_nonzero(boxed[:, :, 5:15, 3:13]) == 0
+    assert torch.equal(boxed[:, :, 15:], image[:, :, 15:])
+    assert torch.equal(boxed[:, :, :, :3], image[:, :, :, :3])
+
+
+def test_mask_only_holds_no_signal() -> None:
+    mask = box_mask()
+    shape, _ = InputInjection(["mask_only"])(torch.full((2, 2, 24, 20, 4), float("nan")), mask)
+    assert torch.equal(shape, mask.expand_as(shape))
+
+
 def test_an_empty_mask_becomes_ones_and_is_flagged() -> None:
     mask = box_mask()
     mask[1] = 0
@@ -163,7 +182,9 @@ def test_a_single_liver_voxel_survives_resizing() -> None:
     assert torch.count_nonzero(resize_mask(mask, (3, 7))) >= 1
 
 
-@pytest.mark.parametrize("ways", [("multply",), ("none", "crop"), ("crop", "crop")])
+@pytest.mark.parametrize(
+    "ways", [("multply",), ("none", "crop"), ("crop", "crop"), ("erase", "gate"), ("erase", "mask_only")]
+)
 def test_bad_ways_are_named(ways: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="mask_injection"):
         check_ways(ways)
