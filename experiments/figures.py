@@ -30,6 +30,7 @@ SHOWN = len(SERIES)
 _CURVE_RESAMPLES = 400
 _WIDTH = 4.4  # inches: about a phone's width, so that letters keep their size there
 
+_Row = tuple[str, float, float, float, Sequence[float], str]
 Draw = Callable[[FamilyResult], "Figure | None"]
 
 
@@ -99,17 +100,16 @@ def write_figures(found: FamilyResult, folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _style(extra: dict[str, Any] | None = None) -> Iterator[None]:
+def _style(extra: dict[Any, Any] | None = None) -> Iterator[None]:
     import matplotlib as mpl
 
     mpl.use("agg")
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 9.5, "font.family": "sans-serif", "svg.fonttype": "none", "text.color": INK,
         "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
         "axes.linewidth": 0.8, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
         "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
         "legend.frameon": False, "lines.linewidth": 1.8, "figure.constrained_layout.use": True,
-        "axes.prop_cycle": mpl.cycler(color=SERIES),
     }  # fmt: skip
     with mpl.rc_context({**style, **(extra or {})}):
         yield
@@ -145,7 +145,7 @@ def _legend(axes: Axes, count: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=1 if count < 3 else 2, fontsize=8.5, borderpad=0.1)
 
 
-def roc_values(target: Floats, scores: Floats, weights: Floats, grid: Floats) -> Floats:
+def roc_values(target: NDArray[np.int64], scores: Floats, weights: Floats, grid: Floats) -> Floats:
     """Sensitivity at given false positive rates for rows of weights, shape (R, len(grid)); ties drawn as diagonals."""
     _, groups = np.unique(-scores, return_inverse=True)
     result = np.empty((len(weights), len(grid)))
@@ -185,9 +185,7 @@ def _roc(found: FamilyResult) -> Figure | None:
     return figure
 
 
-def _forest(
-    rows: Sequence[tuple[str, float, float, float, Sequence[float], str]], label: str, at: float | None
-) -> Figure:
+def _forest(rows: Sequence[_Row], label: str, at: float | None) -> Figure:
     """Intervals below one another: (name, estimate, low, high, points of seeds, colour)."""
     figure, axes = _new(0.85 + 0.62 * len(rows))
     for place, (name, estimate, low, high, points, colour) in enumerate(rows):
@@ -205,7 +203,7 @@ def _forest(
 
 
 def _arms(found: FamilyResult) -> Figure | None:
-    rows = []
+    rows: list[_Row] = []
     colours = {arm: SERIES[place] for place, arm in enumerate(drawn_arms(found))}
     for arm in found.arms:
         value = arm.metrics.get(found.metric)
@@ -221,7 +219,7 @@ def _arms(found: FamilyResult) -> Figure | None:
 
 def _differences(found: FamilyResult) -> Figure | None:
     colours = {arm: SERIES[place] for place, arm in enumerate(drawn_arms(found))}
-    rows = [
+    rows: list[_Row] = [
         (item.arm, item.interval.estimate, item.interval.low, item.interval.high, [], colours.get(item.arm, MUTED))
         for item in found.differences
         if not np.isnan(item.interval.low)

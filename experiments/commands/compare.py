@@ -25,6 +25,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
     parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
     parser.add_argument("--threshold", type=float, help="operating point for rows that recorded none")
+    parser.add_argument("--figures", action="store_true", help="also write the figures as SVG and PDF for a paper")
     parser.add_argument(
         "--map",
         default="",
@@ -39,6 +40,7 @@ def handler(args: argparse.Namespace) -> int:
     compare_and_print(
         args.paths,
         args.out,
+        figures=args.figures,
         reference=args.reference,
         metric=args.metric,
         resamples=args.resamples,
@@ -50,12 +52,13 @@ def handler(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare_and_print(paths: Sequence[Path], out: Path, **options: Any) -> None:
+def compare_and_print(paths: Sequence[Path], out: Path, *, figures: bool = False, **options: Any) -> None:
     """Compare the arms below some paths, write the files, and print table and sentences.
 
     Args:
         paths: See ``experiments.compare.compare``.
         out: Folder for the report and its tables.
+        figures: Also write the figures below it, as SVG and PDF.
         **options: Further arguments of ``experiments.compare.compare``.
     """
     from rich.console import Console
@@ -66,6 +69,11 @@ def compare_and_print(paths: Sequence[Path], out: Path, **options: Any) -> None:
 
     comparison = compare(paths, **options)
     written = write_outputs(comparison, out)
+    if figures:
+        from experiments.figures import write_figures
+
+        for found in comparison.families:
+            write_figures(found, out / "figures")
     console = Console()
     for found in comparison.families:
         console.print(as_rich(found, console.width))

@@ -10,12 +10,9 @@ from experiments.statistics import clopper_pearson_interval, holm, mcnemar_test,
 @pytest.mark.parametrize(("successes", "total"), [(0, 5), (4, 5), (14, 18), (23, 23), (250, 500)])
 def test_intervals_equal_scipy(successes: int, total: int) -> None:
     oracle = binomtest(successes, total)
-    for ours, method in (
-        (wilson_interval(successes, total), "wilson"),
-        (clopper_pearson_interval(successes, total), "exact"),
-    ):
-        theirs = oracle.proportion_ci(0.95, method=method)
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    exact, wilson = oracle.proportion_ci(0.95, method="exact"), oracle.proportion_ci(0.95, method="wilson")
+    assert list(clopper_pearson_interval(successes, total)) == pytest.approx([exact.low, exact.high], abs=1e-12)
+    assert list(wilson_interval(successes, total)) == pytest.approx([wilson.low, wilson.high], abs=1e-12)
 
 
 def test_published_two_stage_result_restated() -> None:
