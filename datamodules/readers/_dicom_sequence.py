@@ -41,7 +41,7 @@ WEIGHTINGS = (
     (re.compile(r"(?<![a-z])pd(?![a-z])|proton"), "PDW"),
     (re.compile(r"t1"), "T1W"),
     (re.compile(r"t2"), "T2W"),
-    (re.compile(r"vibe|lava|thrive|fspgr|spgr|flash|mprage|dixon|dual[ _-]?echo|(?<![a-z])quick3d"), "T1W"),
+    (re.compile(r"vibe|lava|thrive|fl[23]d|fspgr|spgr|flash|mprage|dixon|dual[ _-]?echo|(?<![a-z])quick3d"), "T1W"),
     (re.compile(r"haste|ssfse|blade|propeller|(?<![a-z])(?:tse|fse|frfse)(?![a-z])"), "T2W"),
 )
 

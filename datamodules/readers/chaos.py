@@ -22,8 +22,8 @@ from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.images import check_same_grid, read_image
 from datamodules.readers._common import Notify, Row, cohort_of, existing_folder, listed, natural_key, warn
+from datamodules.readers._dicom_convert import Volume, convert_all
 from datamodules.readers._dicom_masks import one_stack, paired, write_mask
-from datamodules.readers.dicom import Volume, convert_all
 
 LIVER_GREY = (55, 70)
 """Liver in the truth's grey values, both included; kidneys and spleen have others."""

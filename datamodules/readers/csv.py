@@ -62,8 +62,8 @@ def read(root: Path, nifti_dir: Path | None = None, *, notify: Notify = warn) ->
 def _converted(cohort: Cohort, series: Mapping[str, Path], nifti_dir: Path, notify: Notify) -> Cohort:
     """The cohort with the NIfTI file of each DICOM folder in the folder's place."""
     # pydicom and SimpleITK take a while to import, and most tables name NIfTI files
+    from datamodules.readers._dicom_convert import Volume, convert_all
     from datamodules.readers._dicom_masks import one_stack
-    from datamodules.readers.dicom import Volume, convert_all
 
     jobs: list[tuple[str, Volume]] = []
     faults: list[str] = []

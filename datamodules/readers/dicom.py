@@ -9,45 +9,20 @@ the visits. PatientID is copied as it is: pseudonymise the files first where it 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
-from datamodules.files import sha256_of_file, sha256_of_json, write_json
-from datamodules.images import write_nifti
 from datamodules.readers._common import Notify, Row, cohort_of, existing_folder, files_below, listed, warn
+from datamodules.readers._dicom_convert import Volume, convert_all
 from datamodules.readers._dicom_header import Slice, is_dicom, read_slices
 from datamodules.readers._dicom_sequence import reason_to_skip, sequence_of
-from datamodules.readers._dicom_series import Geometry, geometry, read_volume, stacks
+from datamodules.readers._dicom_series import geometry, stacks
 
 ORIENTATIONS = ("axial", "coronal", "sagittal")
-RECORD = "conversion.json"
-VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Volume:
-    """One volume to convert.
-
-    Attributes:
-        slices: Its images, in any order.
-        grid: Their order and geometry.
-        name: What errors and notices call it.
-        sequence: ``T1W``, ``T2W``, ``DWI_b800`` …
-        visit: Number of the patient's study by date, from 1.
-    """
-
-    slices: Sequence[Slice]
-    grid: Geometry
-    name: str
-    sequence: str
-    visit: int
 
 
 def read(
@@ -128,6 +103,7 @@ def read(
             taken = _sequence_name(sequence, own, stack[0], len({item.b_value for item in series}) > 1, name, notify)
             _note_ends(stack, name, notify)
             volumes.append(Volume(stack, grid, name, taken, visits[stack[0].patient_id, stack[0].study_uid]))
+    faults += _shorter_siblings(volumes)
     _note_namesakes(volumes, notify)
     if not volumes and not faults:
         raise InputError(f"{root}: no MR volume found ({skipped} series left out, see the notices); check --select")
@@ -188,62 +164,6 @@ def series_name(first: Slice, root: Path, suffix: str = "") -> str:
     return f"{folder if folder != root else first.path}: series {first.series_number} {first.description!r}{suffix}"
 
 
-def convert_all(jobs: Sequence[tuple[str, Volume]], root: Path, nifti_dir: Path) -> None:
-    """Write ``<scan_id>.nii.gz`` for each volume that is not there yet, and the record of all.
-
-    Raises:
-        InputError: Pixels cannot be read; faults of all volumes together, the good ones written.
-    """
-    from rich.progress import track
-
-    nifti_dir = Path(nifti_dir)
-    record = _load_record(nifti_dir / RECORD)
-    faults: list[str] = []
-    for scan_id, volume in track(jobs, description="DICOM to NIfTI", transient=True, disable=len(jobs) < 2):
-        target = nifti_dir / f"{scan_id}.nii.gz"
-        digest = _digest(volume, root)
-        known = record.get(scan_id)
-        if (
-            known
-            and known["slices_sha256"] == digest
-            and target.is_file()
-            and sha256_of_file(target) == known["sha256"]
-        ):
-            continue
-        try:
-            data = read_volume(volume.slices, volume.grid, volume.name)
-        except InputError as error:
-            faults += error.faults
-            continue
-        write_nifti(target, data, volume.grid.affine)
-        record[scan_id] = {
-            "slices_sha256": digest,
-            "sha256": sha256_of_file(target),
-            "slices": len(volume.slices),
-            "spacing_mm": [round(value, 6) for value in volume.grid.spacing],
-        }
-        write_json(nifti_dir / RECORD, {"version": VERSION, "volumes": dict(sorted(record.items()))})
-    if faults:
-        raise InputError(*faults)
-
-
-def _load_record(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        return dict(read["volumes"]) if read["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # absent, or of an older version: everything is converted again
-
-
-def _digest(volume: Volume, root: Path) -> str:
-    """Changes when a file is added, removed, resized or touched; one way, so it names nobody."""
-    files = []
-    for item in volume.slices:
-        about = item.path.stat()
-        files.append([item.path.relative_to(root).as_posix(), item.frame, about.st_size, about.st_mtime_ns])
-    return sha256_of_json([VERSION, sorted(files, key=str)])
-
-
 def _by_series(slices: Iterable[Slice]) -> list[list[Slice]]:
     found: dict[tuple[str, str, str], list[Slice]] = {}
     for item in slices:
@@ -286,6 +206,26 @@ def _note_ends(stack: Sequence[Slice], name: str, notify: Notify) -> None:
     numbers = sorted({item.instance for item in stack if item.instance is not None and item.frame is None})
     if len(numbers) == len(stack) and numbers[-1] - numbers[0] == len(stack) - 1 and 1 < numbers[0] <= 3:
         notify(f"{name}: instance numbers begin at {numbers[0]}: perhaps the first slices are missing; check")
+
+
+def _shorter_siblings(volumes: Sequence[Volume]) -> list[str]:
+    """A lost first or last slice leaves no hole, but it shows beside the other b-values of the series."""
+    groups: dict[tuple[str, str, str], list[Volume]] = {}
+    for volume in volumes:
+        first = volume.slices[0]
+        groups.setdefault((first.patient_id, first.series_uid, volume.grid.orientation), []).append(volume)
+    faults = []
+    for members in groups.values():
+        longest = max(members, key=lambda member: len(member.slices))
+        for member in members:
+            lost = len(longest.slices) - len(member.slices)
+            if lost and abs(member.grid.spacing[2] - longest.grid.spacing[2]) < 0.01:
+                faults.append(
+                    f"{member.name}: {lost} {'slice is' if lost == 1 else 'slices are'} missing at its end: it has "
+                    f"{len(member.slices)}, {longest.sequence} of the same series {len(longest.slices)}; fetch the "
+                    "missing images, or leave the series out (--exclude)"
+                )
+    return faults
 
 
 def _note_namesakes(volumes: Sequence[Volume], notify: Notify) -> None:

@@ -32,10 +32,11 @@ from datamodules.readers._common import (
     read_rows,
     warn,
 )
+from datamodules.readers._dicom_convert import Volume, convert_all
 from datamodules.readers._dicom_header import Slice, quiet_pydicom, read_dataset
 from datamodules.readers._dicom_masks import one_stack, paired, write_mask
 from datamodules.readers._dicom_sequence import sequence_of
-from datamodules.readers.dicom import Volume, convert_all, read_folder, slug
+from datamodules.readers.dicom import read_folder, slug
 
 SOURCE = "DukeDLDS"
 PATIENT_NAMES = ("dlds", "patient", "patientid", "patient id", "subject", "case", "id")

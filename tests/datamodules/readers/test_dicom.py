@@ -153,6 +153,14 @@ def test_b_values_are_told_apart_by_each_way_to_write_them(tmp_path: Path) -> No
         )
 
 
+def test_a_volume_shorter_than_its_siblings_is_refused(tmp_path: Path) -> None:
+    for b in (50, 800):
+        paths = write_series(tmp_path / "in", ramp(), pattern=f"{b}-{{:02d}}.dcm", DiffusionBValue=float(b))
+    paths[-1].unlink()
+    with pytest.raises(InputError, match="1 slice is missing at its end: it has 5, DWI_b50 of the same series 6"):
+        read(tmp_path / "in", tmp_path / "out")
+
+
 def test_several_missing_slices_are_named(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "in", ramp(12))
     for number in (3, 7, 8):
