@@ -16,10 +16,10 @@ PRESENT = torch.tensor([[True, False], [True, True], [False, True]])
 
 def patients() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(3, 2, 64, 64, 3, generator=generator)
-    mask = torch.zeros(3, 2, 64, 64, 3)
-    mask[:, 0, 16:48, 8:40, :2] = 1
-    mask[:, 1, 10:40, 12:50, 1:] = 1
+    image = torch.randn(3, 2, 32, 32, 3, generator=generator)
+    mask = torch.zeros(3, 2, 32, 32, 3)
+    mask[:, 0, 8:24, 4:20, :2] = 1
+    mask[:, 1, 5:20, 6:25, 1:] = 1
     return image, mask
 
 
@@ -117,7 +117,7 @@ def test_bad_requests_are_named() -> None:
     with pytest.raises(ValueError, match="was given a mask"):
         network(image, PRESENT, mask)
     with pytest.raises(ValueError, match="3 sequences"):
-        network(torch.randn(1, 3, 64, 64, 2))
+        network(torch.randn(1, 3, 32, 32, 2))
     with pytest.raises(ValueError, match="each sequence once"):
         SequenceFusionClassifier(("T1W", "T1W"))
     with pytest.raises(ValueError, match="fusion"):
