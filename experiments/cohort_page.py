@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 
 from datamodules.cohort import Scan
-from datamodules.cohort_check import LEVELS, CheckReport, Finding
+from datamodules.cohort_check import CheckReport
 from datamodules.cohort_check_files import FileFacts
+from datamodules.cohort_check_rules import LEVELS, Finding
 from datamodules.files import write_text
 
 TEMPLATE = Path(__file__).with_name("cohort_page.html.j2")

@@ -12,7 +12,8 @@ from datamodules.errors import InputError
 from datamodules.files import sha256_of_file, sha256_of_json, write_json
 from datamodules.images import write_nifti
 from datamodules.readers._dicom_header import Slice
-from datamodules.readers._dicom_series import Geometry, read_volume
+from datamodules.readers._dicom_pixels import read_volume
+from datamodules.readers._dicom_series import Geometry
 
 RECORD = "conversion.json"
 VERSION = 1

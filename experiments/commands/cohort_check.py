@@ -27,7 +27,8 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print one line a finding and a summary, write what was asked for."""
-    from datamodules.cohort_check import LEVELS, check_table
+    from datamodules.cohort_check import check_table
+    from datamodules.cohort_check_rules import LEVELS
     from datamodules.files import write_json
 
     report = check_table(

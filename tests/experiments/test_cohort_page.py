@@ -116,7 +116,7 @@ def test_the_command(cohort: Cohort, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert args.run(args) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].startswith("fault: empty-mask: ") and "2 scans checked: 1 fault" in lines[1]
-    assert page.is_file() and json.loads(record.read_text())["summary"]["faults"] == 1
+    assert page.is_file() and json.loads(record.read_text(encoding="utf-8"))["summary"]["faults"] == 1
     cohort.select(patients=["plain"]).save(tmp_path / "good.csv")
     args = parser.parse_args(["check", str(tmp_path / "good.csv")])
     assert args.run(args) == 0

@@ -373,7 +373,12 @@ def test_a_volume_is_converted_once(tmp_path: Path) -> None:
     write_slice(paths[0], ramp()[0] + np.int16(9), (-10, -20, 0), InstanceNumber=1)
     read(tmp_path / "in", tmp_path / "out")
     assert read_image(scan.image).data[0, 0, 0] == 9
-    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["volumes"][scan.scan_id]["slices"] == 6
+    assert (
+        json.loads((tmp_path / "out" / "conversion.json").read_text(encoding="utf-8"))["volumes"][scan.scan_id][
+            "slices"
+        ]
+        == 6
+    )
 
 
 def test_enhanced_multi_frame(tmp_path: Path) -> None:
