@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.errors import InputError
-from experiments.compare_metrics import BINARY, MULTICLASS, Resampled, metrics_of
+from experiments.compare_metrics import BINARY, LOWER_IS_BETTER, MULTICLASS, Resampled, metrics_of
 from experiments.compare_records import Family, Unit, families, load, units
 from experiments.compare_results import ArmResult, Comparison, Difference, FamilyResult
 from experiments.statistics_bootstrap import interval_of, two_sided_p
 from experiments.statistics_calibration import calibration_line
-from experiments.statistics_proportions import McNemar, holm, mcnemar_test
+from experiments.statistics_paired import non_inferiority
+from experiments.statistics_proportions import Interval, McNemar, holm, mcnemar_test
 from experiments.statistics_roc import delong_test, smallest_detectable_auc_difference
 
 REFERENCE = "direct"
@@ -31,6 +32,7 @@ def compare(
     seed: int = 0,
     mapping: Mapping[str, str] | None = None,
     threshold: float | None = None,
+    margin: float | None = None,
 ) -> Comparison:
     """Compare the arms in prediction records.
 
@@ -43,6 +45,7 @@ def compare(
         seed: Of the bootstrap.
         mapping: For plain files: record column to the file's own column.
         threshold: Operating point for rows that recorded none.
+        margin: For non-inferiority: the largest loss in the primary metric that would not matter, above 0.
 
     Raises:
         InputError: Records are missing or broken, or arms cannot be compared honestly: all faults together.
@@ -54,6 +57,8 @@ def compare(
         faults.append(f"--resamples {resamples}: too few for an interval; give 1000 or more")
     if metric is not None and metric not in {*BINARY, *MULTICLASS}:
         faults.append(f"--metric {metric}: unknown; choose from {', '.join(sorted({*BINARY, *MULTICLASS}))}")
+    if margin is not None and not margin > 0:
+        faults.append(f"--margin {margin}: a margin is the largest loss that would not matter; give one above 0")
     if faults:
         raise InputError(*faults)
     notes: list[str] = []
@@ -76,6 +81,8 @@ def compare(
     from experiments.compare_words import add_sentences
 
     for result in results:
+        if margin is not None:
+            _judge_margin(result, margin)
         add_strata(result, min(resamples, 2000), level, seed)
         add_sentences(result, level)
     studies = sorted({str(value) for value in frame["study"].dropna()}) if "study" in frame else []
@@ -188,6 +195,16 @@ def _differences(found: FamilyResult, engine: Resampled, rivals: Sequence[str], 
     for row, adjusted in zip(rows, holm([row.p_value for row in rows]), strict=True):
         row.p_holm = float(adjusted)
     return rows
+
+
+def _judge_margin(found: FamilyResult, margin: float) -> None:
+    """Judge each difference against the margin; where lower is better, a gain is a fall."""
+    for item in found.differences:
+        inside = item.interval
+        if found.metric in LOWER_IS_BETTER:
+            inside = Interval(-inside.estimate, -inside.high, -inside.low, inside.level, inside.method)
+        if math.isfinite(inside.low):
+            item.non_inferiority = non_inferiority(inside, margin)
 
 
 def _mcnemar(first: Sequence[Unit], second: Sequence[Unit]) -> list[tuple[int, McNemar]]:

@@ -46,6 +46,8 @@ NAMES = {
     "volume_error_ml": "Absolute volume error (ml)",
 }
 _AREAS_AT_ONCE = 16  # 1,000 resamples × 16 units × 250 negatives are 16 MB
+NEEDS_CLASSES = frozenset({"auc", "balanced_accuracy", "kappa", "macro_f1", "auc_ovr"})
+"""Metrics that say nothing where all patients are of one class."""
 _PROPORTIONS = frozenset({"sensitivity", "specificity", "accuracy"})
 
 
@@ -78,12 +80,10 @@ def metrics_of(unit: Unit) -> dict[str, Metric]:
     if unit.classes > 2:
         right = (unit.predicted == target).astype(float)
         error = np.abs(unit.predicted - target).astype(float)
-        found: dict[str, Metric] = {
-            "kappa": kappa_statistic(target, unit.predicted, unit.classes),
-            "accuracy": Ratio(right, ones),
-            "macro_f1": macro_f1_statistic(target, unit.predicted, unit.classes),
-            "mae_stages": Ratio(error, ones),
-        }
+        found: dict[str, Metric] = {"accuracy": Ratio(right, ones), "mae_stages": Ratio(error, ones)}
+        if len(np.unique(target)) > 1:
+            found["kappa"] = kappa_statistic(target, unit.predicted, unit.classes)
+            found["macro_f1"] = macro_f1_statistic(target, unit.predicted, unit.classes)
         if len(np.unique(target)) == unit.classes:
             found["auc_ovr"] = mean_auc_statistic(target, unit.scores)
         return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.compare_records import Family, Unit
 from experiments.statistics_calibration import Calibration
+from experiments.statistics_paired import NonInferiority, PairedRanks
 from experiments.statistics_proportions import Interval, McNemar
 
 
@@ -55,6 +56,8 @@ class Difference:
         test: Where the p-value comes from.
         mcnemar: Per seed present in both arms, at the validation threshold: (seed, result).
         correlation: Between the two estimated AUCs (one seed each), or NaN.
+        ranks: Wilcoxon's test on means over seeds with its effect size (segmentation only).
+        non_inferiority: Against the margin that was asked for, or None.
     """
 
     arm: str
@@ -66,6 +69,8 @@ class Difference:
     test: str
     mcnemar: list[tuple[int, McNemar]] = field(default_factory=list)
     correlation: float = math.nan
+    ranks: PairedRanks | None = None
+    non_inferiority: NonInferiority | None = None
 
 
 @dataclass

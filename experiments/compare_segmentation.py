@@ -13,6 +13,7 @@ from experiments.compare_metrics import Ratio, Resampled
 from experiments.compare_records import Family, pooling
 from experiments.compare_results import ArmResult, Difference, FamilyResult
 from experiments.statistics_bootstrap import interval_of, patient_weights, two_sided_p
+from experiments.statistics_paired import wilcoxon_test
 from experiments.statistics_proportions import Interval, holm
 
 Floats = NDArray[np.float64]
@@ -111,8 +112,6 @@ def _median(inside: list[SegmentationUnit], name: str, resamples: int, level: fl
 def _differences(
     found: FamilyResult, members: list[SegmentationUnit], engine: Resampled, level: float
 ) -> list[Difference]:
-    from scipy.stats import wilcoxon
-
     base, base_resampled, base_left_out = engine.value("dice", found.reference)
     means = {
         arm: np.stack([unit.per_patient["dice"] for unit in members if unit.arm == arm]).mean(axis=0)
@@ -123,12 +122,12 @@ def _differences(
         value, resampled, left_out = engine.value("dice", arm)
         interval = interval_of(value - base, resampled - base_resampled, left_out - base_left_out, level)
         several = len(engine.columns(arm)) > 1 or len(engine.columns(found.reference)) > 1
-        gap = means[arm] - means[found.reference]
+        ranks = wilcoxon_test(means[arm], means[found.reference])
         if several:
             p_value, test = two_sided_p(resampled - base_resampled), "bootstrap"
         else:
-            p_value, test = (float(wilcoxon(gap).pvalue) if np.any(gap) else 1.0), "Wilcoxon"
-        rows.append(Difference(arm, found.reference, "dice", interval, p_value, math.nan, test))
+            p_value, test = ranks.p_value, "Wilcoxon"
+        rows.append(Difference(arm, found.reference, "dice", interval, p_value, math.nan, test, ranks=ranks))
     for row, adjusted in zip(rows, holm([row.p_value for row in rows]), strict=True):
         row.p_holm = float(adjusted)
     return rows

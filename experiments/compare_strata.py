@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from experiments.compare_metrics import Resampled, metrics_of
+from experiments.compare_metrics import NEEDS_CLASSES, Resampled, metrics_of
 from experiments.compare_records import Unit, units
 from experiments.compare_results import FamilyResult, Stratum
 from experiments.statistics_proportions import Interval
@@ -89,7 +89,7 @@ def _stratum(
     for arm in present:
         members_here = members_by_arm[arm]
         here = members_here[0].target
-        if found.metric == "auc" and len(np.unique(here)) < 2:
+        if found.metric in NEEDS_CLASSES and len(np.unique(here)) < 2:
             values[arm], reason = None, "not estimable: one class only"
             continue
         # masks of each seed may fall into other bands: then seeds see other patients and are judged one by one

@@ -24,9 +24,10 @@ def header(found: FamilyResult) -> list[str]:
 
 
 def metric_names(found: FamilyResult) -> list[str]:
-    """Metrics that at least one arm has, in their usual order."""
+    """Metrics that at least one arm has: the primary one first, then in their usual order."""
     order = list(NAMES)
-    return sorted({name for arm in found.arms for name in arm.metrics}, key=order.index)
+    names = {name for arm in found.arms for name in arm.metrics}
+    return sorted(names, key=lambda name: (name != found.metric, order.index(name)))
 
 
 def shown_metrics(found: FamilyResult) -> list[str]:

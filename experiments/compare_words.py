@@ -94,8 +94,16 @@ def _difference(found: FamilyResult, item: Difference, digits: int, level: float
     return (
         f"{item.arm} reached {NAMES[item.metric]} {with_interval(ours, digits)} against {with_interval(base, digits)} "
         f"of {item.reference} {same}; difference {with_interval(item.interval, digits, sign=True)}, "
-        f"{p_words(item.p_value)}{family}: {verdict}."
+        f"{p_words(item.p_value)}{family}: {verdict}.{_margin(item)}"
     )
+
+
+def _margin(item: Difference) -> str:
+    judged = item.non_inferiority
+    if judged is None:
+        return ""
+    verdict = "is shown" if judged.shown else "is not shown"
+    return f" That it is worse by less than {judged.margin:g} {verdict}."
 
 
 def _can_show(found: FamilyResult, level: float) -> str:

@@ -26,6 +26,7 @@ from experiments.statistics_ordinal import (
     mean_auc_statistic,
     stage_error_statistic,
 )
+from experiments.statistics_paired import NonInferiority, PairedRanks, non_inferiority, wilcoxon_test
 from experiments.statistics_proportions import (
     Interval,
     McNemar,
@@ -53,6 +54,8 @@ __all__ = [
     "DeLong",
     "Interval",
     "McNemar",
+    "NonInferiority",
+    "PairedRanks",
     "auc",
     "auc_statistic",
     "bootstrap_interval",
@@ -74,6 +77,7 @@ __all__ = [
     "mean_statistic",
     "net_benefit",
     "newcombe_interval",
+    "non_inferiority",
     "patient_weights",
     "reliability_curve",
     "sensitivity_at_specificity",
@@ -81,5 +85,6 @@ __all__ = [
     "specificity_at_sensitivity",
     "stage_error_statistic",
     "two_sided_p",
+    "wilcoxon_test",
     "wilson_interval",
 ]

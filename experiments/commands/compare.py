@@ -25,6 +25,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
     parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
     parser.add_argument("--threshold", type=float, help="operating point for rows that recorded none")
+    parser.add_argument("--margin", type=float, help="judge non-inferiority: largest loss that would not matter")
     parser.add_argument("--figures", action="store_true", help="also write the figures as SVG and PDF for a paper")
     parser.add_argument(
         "--map",
@@ -48,6 +49,7 @@ def handler(args: argparse.Namespace) -> int:
         seed=args.seed,
         mapping=parse_map(args.map),
         threshold=args.threshold,
+        margin=args.margin,
     )
     return 0
 

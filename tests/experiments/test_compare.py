@@ -114,6 +114,10 @@ def test_several_classes(tmp_path: Path) -> None:
     assert kappa.estimate == pytest.approx(cohen_kappa_score(rows["target"].astype(int), called, weights="quadratic"))
     assert set(found.result("direct").metrics) == {"kappa", "accuracy", "macro_f1", "auc_ovr", "mae_stages"}
     assert found.majority == pytest.approx(1 / 3)
+    # in this study each band holds one stage only: kappa says nothing there, and 0 would be a lie
+    bands = [item for item in found.strata if item.variable == "quality"]
+    assert len(bands) == 3
+    assert all(set(item.intervals.values()) == {None} and "one class" in item.reason for item in bands)
 
 
 def test_strata_stand_beside_the_pooled_result_and_one_class_is_not_estimable(tmp_path: Path) -> None:
@@ -231,6 +235,16 @@ def test_a_perfect_arm_still_has_an_interval(tmp_path: Path) -> None:
     assert 0.7 < area.low < 0.99
 
 
+def test_a_margin_is_judged_by_the_interval(tmp_path: Path) -> None:
+    study = make_study(tmp_path, seeds=1)
+    for margin in (0.001, 0.9):
+        (found,) = compare([study], resamples=QUICK, margin=margin, reference="segmentation_first").families
+        judged = found.differences[0].non_inferiority
+        assert judged is not None
+        assert judged.shown == (found.differences[0].interval.low > -margin) == (margin == 0.9)
+        assert f"worse by less than {margin:g}" in found.sentences[0]
+
+
 def test_bad_requests_are_named(tmp_path: Path) -> None:
     study = make_study(tmp_path, seeds=1, patients=12, folds=2)
     with pytest.raises(InputError, match=r"--reference dirct: no such arm; there are direct"):
@@ -238,8 +252,8 @@ def test_bad_requests_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no predictions\.parquet below it"):
         compare([_empty(tmp_path)])
     with pytest.raises(InputError) as error:
-        compare([study], level=95, resamples=3, metric="acu")
-    assert len(error.value.faults) == 3
+        compare([study], level=95, resamples=3, metric="acu", margin=-1)
+    assert len(error.value.faults) == 4
     with pytest.raises(InputError, match="--map prob"):
         parse_map("prob")
 
