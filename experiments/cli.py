@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import importlib
 import os
 import sys
@@ -37,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # errors is light: it decides how every other failure is shown
     from datamodules.errors import InputError
 
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal or pipe without Unicode (LC_ALL=C on a cluster node) must not stop a run over a '×'
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
