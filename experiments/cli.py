@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
