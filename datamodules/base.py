@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.batch import Batch
 from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
+from datamodules.labels import LabelRule, parse_rule
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import Fold, Splits
 from datamodules.store import Store
@@ -42,6 +43,9 @@ class CohortDataModule(LightningDataModule):
     Raises:
         InputError: The fold does not exist.
     """
+
+    rule: LabelRule
+    test_rule: LabelRule
 
     def __init__(
         self,
@@ -92,6 +96,34 @@ class CohortDataModule(LightningDataModule):
                 f"{self.cohort.name}: fold {self.fold_number} has no {'/'.join(self.sequences)} scan in its {part} part"
             )
         return scans
+
+    def label_rules(self, rule: str | None, test_rule: str | None) -> tuple[LabelRule, LabelRule]:
+        """The rules of train and valid parts, and of the test part: the split's, which what is given must equal.
+
+        Args:
+            rule: As configured, or None.
+            test_rule: As configured, or None.
+
+        Raises:
+            InputError: A rule differs from the split's, or there is neither.
+        """
+        if self.splits is None:
+            if rule is None:
+                raise InputError("data.init_args.rule is not set, and there is no split to take it from; set one")
+            return parse_rule(rule), parse_rule(test_rule or rule)
+        own, own_test = self.splits.label_rule, self.splits.test_label_rule
+        for key, given, expected in (("rule", rule, own), ("test_rule", test_rule, own_test)):
+            if given is not None and parse_rule(given) != expected:
+                raise InputError(
+                    f"data.init_args.{key} is {given}, but the split was made with {expected}; leave it out, or make "
+                    "a split with this rule"
+                )
+        return own, own_test
+
+    def targets(self, part: Part) -> Mapping[str, int]:
+        """Target class by patient, under the rule of the part; of modules that have rules."""
+        rule: LabelRule = self.test_rule if part == "test" else self.rule
+        return rule.apply(self.cohort).target
 
     def facts(self, scan_id: str) -> dict[str, Any]:
         """Columns of the prediction record that are known without a prediction.

@@ -13,7 +13,6 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import CohortDataModule, MaskSource, Part, channel_first
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
-from datamodules.labels import parse_rule
 from datamodules.masks import MaskSet
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
@@ -31,8 +30,9 @@ class ClassificationDataModule(CohortDataModule):
         store: See ``CohortDataModule``.
         preprocessing: Must set a shape: volumes of one batch have one size.
         sequence: The sequence to classify.
-        rule: Label rule for training and validation, such as ``lsm>12``.
-        test_rule: Label rule for the test part, such as ``metavir>=3``; None for the same.
+        rule: Label rule for training and validation, such as ``lsm>12``; None takes the split's. Another rule than
+            the split was made with is refused.
+        test_rule: Label rule for the test part, such as ``metavir>=3``; None takes the split's.
         fold: See ``CohortDataModule``.
         mask_source: ``none``, ``reference``, ``out_of_fold`` or ``external``.
         masks: Folder of predicted masks; required for ``out_of_fold`` and ``external``.
@@ -53,7 +53,7 @@ class ClassificationDataModule(CohortDataModule):
         store: str = "runs/store",
         preprocessing: Preprocessing | None = None,
         sequence: str = "T2W",
-        rule: str = "lsm>12",
+        rule: str | None = None,
         test_rule: str | None = None,
         fold: int = 0,
         mask_source: MaskSource = "none",
@@ -67,8 +67,7 @@ class ClassificationDataModule(CohortDataModule):
         super().__init__(cohort, splits, fold, store, preprocessing, [sequence], batch_size, workers, augmentation)
         if preprocessing.shape is None:
             raise InputError("data.init_args.preprocessing.shape is not set; classification needs volumes of one size")
-        self.rule = parse_rule(rule)
-        self.test_rule = parse_rule(test_rule) if test_rule is not None else self.rule
+        self.rule, self.test_rule = self.label_rules(rule, test_rule)
         self.mask_source = mask_source
         self.mask_set = self._mask_set(mask_source, masks)
         self.quality_set = self.mask_set if quality_from is None else MaskSet.load(quality_from)
@@ -86,10 +85,6 @@ class ClassificationDataModule(CohortDataModule):
         if masks is None:
             raise InputError(f"data.init_args.masks is not set, and mask_source {mask_source} needs a folder of masks")
         return MaskSet.load(masks)
-
-    def targets(self, part: Part) -> Mapping[str, int]:
-        """Target class by patient, under the rule of the part."""
-        return (self.test_rule if part == "test" else self.rule).apply(self.cohort).target
 
     def items(self, part: Part) -> list[Scan]:
         """Scans of a part, all with a target and an honest mask.

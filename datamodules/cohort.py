@@ -8,6 +8,7 @@ import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -199,7 +200,7 @@ class Cohort:
     def __iter__(self) -> Iterator[Scan]:
         return iter(self.scans)
 
-    def _scan(self, row: Mapping[Hashable, object]) -> Scan:
+    def _scan(self, row: Mapping[Hashable, Any]) -> Scan:
         values = {name: None if pd.isna(row[name]) else row[name] for name in COLUMNS}
         labels = str(values["mask_labels"] or "")
         return Scan(

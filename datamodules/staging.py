@@ -13,7 +13,6 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import CohortDataModule, MaskSource, Part
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
-from datamodules.labels import parse_rule
 from datamodules.masks import MaskSet
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
@@ -54,7 +53,7 @@ class StagingDataModule(CohortDataModule):
         store: See ``CohortDataModule``.
         preprocessing: Must set a shape.
         sequences: Channels of the batch, in this order. A patient needs at least one of them.
-        rule: Label rule; ``stage`` gives the three radiological stages as 0, 1, 2.
+        rule: Label rule; ``stage`` gives the three radiological stages as 0, 1, 2; None takes the split's.
         fold: See ``CohortDataModule``.
         mask_source: See ``ClassificationDataModule``.
         masks: See ``ClassificationDataModule``.
@@ -74,7 +73,7 @@ class StagingDataModule(CohortDataModule):
         store: str = "runs/store",
         preprocessing: Preprocessing | None = None,
         sequences: tuple[str, ...] = ("T1W", "T2W"),
-        rule: str = "stage",
+        rule: str | None = None,
         fold: int = 0,
         mask_source: MaskSource = "none",
         masks: str | None = None,
@@ -91,7 +90,7 @@ class StagingDataModule(CohortDataModule):
                 f"data.init_args.mask_source is {mask_source} and masks is {masks}; give a folder of masks for "
                 "out_of_fold and external, and none otherwise"
             )
-        self.rule = parse_rule(rule)
+        self.rule, self.test_rule = self.label_rules(rule, None)
         self.mask_source = mask_source
         self.mask_set = None if masks is None else MaskSet.load(masks)
         self._items: dict[Part, list[Examination]] = {}
@@ -104,7 +103,7 @@ class StagingDataModule(CohortDataModule):
         """
         if part not in self._items:
             scans = self.scans_of(part)
-            target = self.rule.apply(self.cohort).target
+            target = self.targets(part)
             faults = [
                 f"{self.cohort.name}: patient {patient!r} is in the {part} part but has no label for the rule "
                 f"{self.rule}; make the split with this rule"
@@ -131,7 +130,7 @@ class StagingDataModule(CohortDataModule):
 
     def dataset(self, part: Part) -> Dataset[Any]:
         """The examinations of a part."""
-        target = dict(self.rule.apply(self.cohort).target)
+        target = dict(self.targets(part))
         return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_set)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -155,7 +154,7 @@ class StagingDataModule(CohortDataModule):
         first, *others = scan_id.split("+")
         facts = super().facts(first)
         sequences = [facts["sequence"], *(self.cohort.scan(other).sequence for other in others)]
-        target = self.rule.apply(self.cohort).target.get(str(facts["patient_id"]))
+        target = self.targets("test").get(str(facts["patient_id"]))
         return {
             **facts,
             "scan_id": scan_id,

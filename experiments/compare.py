@@ -177,13 +177,14 @@ def _differences(found: FamilyResult, engine: Resampled, rivals: Sequence[str], 
     metric, reference = found.metric, found.reference
     if metric not in engine.values:
         return []
-    base, base_resampled, base_left_out = engine.value(metric, reference)
+    base, base_resampled, _ = engine.value(metric, reference)
     rows = []
     for arm in rivals:
-        value, resampled, left_out = engine.value(metric, arm)
+        value, resampled, _ = engine.value(metric, arm)
         if not math.isfinite(value - base):
             continue
-        interval = interval_of(value - base, resampled - base_resampled, left_out - base_left_out, level, engine.target)
+        # percentile: for differences of small sets it covers better than BCa, see bootstrap_interval
+        interval = interval_of(value - base, resampled - base_resampled, None, level)
         p_value, test, correlation = two_sided_p(resampled - base_resampled), "bootstrap", math.nan
         pair = [[unit for unit in found.units if unit.arm == name] for name in (arm, reference)]
         if metric == "auc" and len(pair[0]) == len(pair[1]) == 1 and min(found.counts) >= 2:

@@ -112,15 +112,15 @@ def _median(inside: list[SegmentationUnit], name: str, resamples: int, level: fl
 def _differences(
     found: FamilyResult, members: list[SegmentationUnit], engine: Resampled, level: float
 ) -> list[Difference]:
-    base, base_resampled, base_left_out = engine.value("dice", found.reference)
+    base, base_resampled, _ = engine.value("dice", found.reference)
     means = {
         arm: np.stack([unit.per_patient["dice"] for unit in members if unit.arm == arm]).mean(axis=0)
         for arm in found.family.arms
     }
     rows = []
     for arm in [item.arm for item in found.arms if item.role == "arm"]:
-        value, resampled, left_out = engine.value("dice", arm)
-        interval = interval_of(value - base, resampled - base_resampled, left_out - base_left_out, level)
+        value, resampled, _ = engine.value("dice", arm)
+        interval = interval_of(value - base, resampled - base_resampled, None, level)
         several = len(engine.columns(arm)) > 1 or len(engine.columns(found.reference)) > 1
         ranks = wilcoxon_test(means[arm], means[found.reference])
         if several:

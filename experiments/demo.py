@@ -46,7 +46,8 @@ def run_demo(out: Path, patients: int, seed: int, *, shortcut: bool) -> int:
     cohort = Cohort.load(table)
     study_file = out / "study.yaml"
     shipped = importlib.resources.files("experiments.studies").joinpath("demo.yaml").read_text(encoding="utf-8")
-    write_text(study_file, shipped.replace("study: demo", f"study: {out.name}").replace("seeds: [0]", f"seeds: [{seed}]"))
+    named = shipped.replace("study: demo", f"study: {out.name}").replace("seeds: [0]", f"seeds: [{seed}]")
+    write_text(study_file, named)
     study = Study.load(study_file)
     splits = out / "splits.json"
     make_splits(cohort, RULE, folds=2, seed=seed, official=True).save(splits)

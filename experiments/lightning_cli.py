@@ -172,6 +172,11 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
         cli = HepastageCLI(command, words)
     except ArgumentError as error:
         raise InputError(readable(str(error))) from error
+    except InputError:
+        raise
+    except ValueError as error:
+        # networks and modules know nothing of the command line: what they refuse is a wrong configuration
+        raise InputError(f"configuration: {error}") from error
     if not isinstance(cli.datamodule, CohortDataModule):
         raise InputError("data: is not one of hepastage's data modules; set data.class_path")
     return cli

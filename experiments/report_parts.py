@@ -165,7 +165,8 @@ def methods(comparison: Comparison) -> list[str]:
         "Sensitivity, specificity and accuracy of a single seed have Wilson intervals, at the threshold chosen on "
         "validation patients.",
         "Where the AUC is exactly 1 or 0 the bootstrap cannot answer, and Newcombe's method 5 is used.",
-        "Differences are paired: the same resampled patients for both arms. The p-value is DeLong's for one seed an "
+        "Differences are paired: the same resampled patients for both arms, with percentile intervals, which for "
+        "differences of small sets cover better than BCa. The p-value is DeLong's for one seed an "
         "arm, else the bootstrap's, and Holm's rule adjusts it over all differences of the table.",
         "Results by stratum are not adjusted: they show where a result comes from and prove nothing by themselves.",
         "The smallest detectable difference uses the class sizes, the reference's AUC and the correlation of the "

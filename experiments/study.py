@@ -77,7 +77,9 @@ class Study:
         faults = _unknown(value, KEYS, "")
         faults += [f"{key}: is missing; a study needs it" for key in ("study", "arms") if not value.get(key)]
         arms = value.get("arms") or {}
-        stages = {**({"segmenter": value["segmenter"]} if value.get("segmenter") else {}), **{f"arms.{name}": arm for name, arm in arms.items()}}
+        stages = {f"arms.{name}": arm for name, arm in arms.items()}
+        if value.get("segmenter"):
+            stages["segmenter"] = value["segmenter"]
         for name, arm in stages.items():
             if not isinstance(arm, dict) or "config" not in arm:
                 faults.append(f"{name}.config: is missing; name one or more configurations")
