@@ -137,6 +137,19 @@ def test_intervals_of_the_auc_cover_as_often_as_they_say(patients: int) -> None:
     assert 0.90 <= inside / 200 <= 0.99
 
 
+@pytest.mark.parametrize("positives", [5, 11])
+def test_intervals_of_a_difference_cover_at_23_patients(positives: int) -> None:
+    target = np.repeat([1, 0], [23 - positives, positives])
+    inside = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        common = 0.7 * generator.normal(size=23) + 1.2 * target
+        first, second = (common + 0.7 * generator.normal(size=23) for _ in range(2))
+        low, high = bootstrap_interval(target, first, second, resamples=600, seed=seed)
+        inside += low <= 0 <= high
+    assert 0.90 <= inside / 200 <= 0.99
+
+
 def test_ten_thousand_resamples_of_five_hundred_patients_are_quick() -> None:
     target, scores = sample(500)
     start = time.perf_counter()
