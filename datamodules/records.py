@@ -216,7 +216,9 @@ def _value_faults(table: pd.DataFrame, name: str) -> list[str]:
             total = table[probabilities].sum(axis=1)
             checks.append((predicted & ((total - 1).abs() > _SUM_TOLERANCE), "probabilities do not sum to 1; correct"))
     elif "dice" in table:
-        checks.append((table["dice"].isna(), "dice is NaN or empty; score an empty mask by a stated rule"))
+        # a scan without a reference mask has a volume but nothing to be scored against
+        scored = table["reference_volume_ml"].notna() if "reference_volume_ml" in table else ~predicted
+        checks.append((table["dice"].isna() & scored, "dice is NaN or empty; score an empty mask by a stated rule"))
     for column, low, high in (("dice", 0.0, 1.0), ("iou", 0.0, 1.0), ("quality", 1, 3), ("age", 0, 120)):
         if column in table:
             off = ((table[column] < low) | (table[column] > high)).fillna(False)

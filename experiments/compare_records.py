@@ -105,6 +105,7 @@ def load(paths: Sequence[Path], mapping: Mapping[str, str], notes: list[str], th
     frame = frame[frame["part"] == "test"].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{', '.join(map(str, paths))}: no row of part 'test'; run 'hepastage test' first")
+    frame = _scored(frame, notes)
     if threshold is not None:
         given = frame["threshold"] if "threshold" in frame else pd.Series(np.nan, index=frame.index)
         filled = int(given.isna().sum())
@@ -112,6 +113,21 @@ def load(paths: Sequence[Path], mapping: Mapping[str, str], notes: list[str], th
             notes.append(f"{filled} rows recorded no threshold and were judged at {threshold:g}, as asked.")
         frame["threshold"] = given.fillna(threshold)
     return _named_by_study(frame)
+
+
+def _scored(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Leave out masks of scans without a reference: there is nothing to score them against."""
+    probabilities = [column for column in ("prob", *class_columns(frame)) if column in frame]
+    judged = frame[probabilities].notna().any(axis=1)
+    if "dice" in frame:
+        judged |= frame["dice"].notna()
+    if judged.all():
+        return frame
+    arms = sorted(frame.loc[~judged, "arm"].unique())
+    notes.append(f"{int((~judged).sum())} masks of {_few(arms)} have no reference mask and are not scored.")
+    if not judged.any():
+        raise InputError(f"arms {_few(arms)}: no scan has a reference mask; give some in the cohort table to compare")
+    return frame[judged].reset_index(drop=True)
 
 
 def _study(folder: Path, notes: list[str]) -> list[pd.DataFrame]:

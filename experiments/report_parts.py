@@ -18,6 +18,8 @@ from experiments.statistics_ordinal import confusion_matrix
 _OVERLAYS = 12
 _LARGEST = 2_000_000  # bytes of one picture: a page with a dozen must still open on a phone
 _DISAGREE = 10
+_IDENTITY = frozenset({"run", "arm", "seed", "fold", "cell", "role", "study"})
+"""Facts that tell runs apart; the tables name them already."""
 STRATA_NAMES = {
     "quality": "By segmentation quality (band as recorded in the run)",
     "source": "By source",
@@ -134,7 +136,7 @@ def provenance_rows(comparison: Comparison) -> list[tuple[str, str]]:
     for record in comparison.provenance:
         for key, value in _flat(record):
             text = str(value)
-            if key not in ("run", "arm", "seed") and text not in facts.setdefault(key, []):
+            if key.removeprefix("identity.") not in _IDENTITY and text not in facts.setdefault(key, []):
                 facts[key].append(text)
     result = []
     for key, values in facts.items():
@@ -188,11 +190,11 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
     sources = any(item.variable == "source" for found in comparison.families for item in found.strata)
     probes = any(arm.role == "probe" for found in comparison.families for arm in found.arms)
     classes = any(found.counts for found in comparison.families)
-    hashes = {str(item.get("split_sha256", "")) for item in comparison.provenance} - {""}
+    hashes = sorted({str(value) for found in comparison.families for value in found.family.frame["split_sha256"]})
     return [
         (
             "Partitions at patient level, disjoint",
-            f"split {', '.join(h[:12] for h in hashes)}" if hashes else "not recorded",
+            f"split {', '.join(value[:12] for value in hashes)}",
         ),
         ("Performance measures with uncertainty", "tables above"),
         ("Class balance of the test set", "given with the baseline" if classes else "not applicable"),

@@ -83,6 +83,10 @@ def test_several_classes(tmp_path: Path) -> None:
 def test_segmentation_rows_need_no_target(tmp_path: Path) -> None:
     frame = rows().drop(columns=["target", "prob"]).assign(dice=[0.9, 0.8, 0.7], hd95_mm=[1.0, np.nan, 3.0])
     write_records(frame, tmp_path / "p.parquet")
+    alone = frame.assign(dice=[0.9, np.nan, 0.7], volume_ml=1500.0, reference_volume_ml=[1400.0, np.nan, 1300.0])
+    write_records(alone, tmp_path / "without_reference.parquet")
+    with pytest.raises(InputError, match=r"row 2 .* dice is NaN"):
+        write_records(alone.assign(reference_volume_ml=1400.0), tmp_path / "q.parquet")
     with pytest.raises(InputError, match="dice is NaN"):
         write_records(frame.assign(dice=[0.9, np.nan, 0.7]), tmp_path / "q.parquet")
 
