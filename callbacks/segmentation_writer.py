@@ -54,7 +54,8 @@ class SegmentationWriter(Callback):
             scan = datamodule.cohort.scan(scan_id)
             mask = native_mask(liver_logit(logits), datamodule.store.entry(scan).geometry)
             if self.masks:
-                write_nifti(run.path / "masks" / f"{scan_id}.nii.gz", mask, like=scan.image)
+                affine = read_image(scan.image).affine
+                write_nifti(run.path / "masks" / f"{scan_id}.nii.gz", mask, affine, like=scan.image)
             row = measured(mask, scan)
             self._rows[scan_id] = {**datamodule.facts(scan_id), "mask_source": "none", **row}
             if self.overlays:

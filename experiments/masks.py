@@ -112,8 +112,9 @@ def _finished(out: Path) -> dict[str, MaskRecord]:
 
 
 def _predict(scan: Scan, segmenters: Sequence[TrainedSegmenter], names: tuple[str, ...], out: Path) -> MaskRecord:
-    mask = segment(read_image(scan.image), segmenters)
+    image = read_image(scan.image)
+    mask = segment(image, segmenters)
     target = out / f"{scan.scan_id}.nii.gz"
-    write_nifti(target, mask, like=scan.image)
+    write_nifti(target, mask, image.affine, like=scan.image)
     score = None if scan.mask is None else dice(mask, read_mask(scan.mask, scan.mask_labels).data)
     return MaskRecord(target.name, sha256_of_file(target), names, score, quality_band(score))

@@ -51,7 +51,7 @@ def run_predict(arguments: Sequence[str]) -> int:
             faults += error.faults
             continue
         mask = segment(image, segmenters)
-        write_nifti(out / f"{name}.nii.gz", mask, like=path)
+        write_nifti(out / f"{name}.nii.gz", mask, image.affine, like=path)
         if options.overlays:
             write_overlay(out / "overlays" / f"{name}.png", image, mask)
         millilitres = float(mask.sum() * abs(_voxel_mm3(image.affine)) / 1000)
