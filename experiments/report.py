@@ -13,13 +13,14 @@ from experiments.compare_metrics import NAMES
 from experiments.compare_results import Comparison, FamilyResult
 from experiments.compare_tables import as_csv, as_latex, as_markdown, difference_of, header, metric_names, row
 from experiments.compare_words import digits_of, number, p_words, with_interval
-from experiments.figures import figures_of, inline_svg
+from experiments.figures import SHOWN, figures_of, inline_svg
 from experiments.report_parts import (
     checklist,
     confusions,
     disagreements,
     methods,
     overlays,
+    patient_pictures,
     provenance_rows,
     strata_tables,
 )
@@ -62,7 +63,8 @@ def as_html(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    sections = [_section(found, place) for place, found in enumerate(comparison.families)]
+    pictures = patient_pictures(comparison)
+    sections = [_section(found, place, pictures) for place, found in enumerate(comparison.families)]
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
         sections=sections,
@@ -78,7 +80,7 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"([_/-])", r"\1<wbr>", str(escape(text))))
 
 
-def _section(found: FamilyResult, place: int) -> dict[str, Any]:
+def _section(found: FamilyResult, place: int, pictures: dict[str, Path]) -> dict[str, Any]:
     patients = len(found.family.patients)
     headings = {
         "binary": "Classification, two classes",
@@ -102,16 +104,24 @@ def _section(found: FamilyResult, place: int) -> dict[str, Any]:
             {
                 "name": name,
                 "heading": heading,
-                "sentence": sentence,
+                "sentence": sentence + _left_out(found, name),
                 "svg": inline_svg(figure, f"{place}-{name}", heading),
             }
             for name, heading, sentence, figure in figures_of(found)
         ],
         "strata": strata_tables(found),
         "confusions": confusions(found),
-        "disagreements": disagreements(found),
+        "disagreements": disagreements(found, pictures),
         "overlays": overlays(found),
     }
+
+
+def _left_out(found: FamilyResult, name: str) -> str:
+    """What a curve leaves out, so that nobody takes it for all."""
+    usual = [arm.arm for arm in found.arms if arm.role != "probe"]
+    if name.endswith(("_arms", "_differences")) or len(usual) <= SHOWN:
+        return ""
+    return f" The first {SHOWN} of {len(usual)} arms are drawn."
 
 
 def _seed_table(found: FamilyResult) -> dict[str, Any] | None:

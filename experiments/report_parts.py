@@ -18,6 +18,7 @@ from experiments.statistics_ordinal import confusion_matrix
 _OVERLAYS = 12
 _LARGEST = 2_000_000  # bytes of one picture: a page with a dozen must still open on a phone
 _DISAGREE = 10
+_THUMBNAILS = 6
 _IDENTITY = frozenset({"run", "arm", "seed", "fold", "cell", "role", "study"})
 """Facts that tell runs apart; the tables name them already."""
 STRATA_NAMES = {
@@ -80,8 +81,13 @@ def confusions(found: FamilyResult) -> list[dict[str, Any]]:
     return result
 
 
-def disagreements(found: FamilyResult) -> dict[str, Any] | None:
-    """Patients whom arms judge most differently: mean probability of the true class over seeds, widest gap first."""
+def disagreements(found: FamilyResult, pictures: dict[str, Path]) -> dict[str, Any] | None:
+    """Patients whom arms judge most differently: mean probability of the true class over seeds, widest gap first.
+
+    Args:
+        found: The family.
+        pictures: An overlay of each patient, as far as there is one.
+    """
     arms = [arm.arm for arm in found.arms if arm.role != "probe"]
     if len(arms) < 2 or found.family.kind == "segmentation":
         return None
@@ -103,11 +109,22 @@ def disagreements(found: FamilyResult) -> dict[str, Any] | None:
         ]
         for place in order
     ]
-    return {"header": ["Patient", "Truth", *arms, "Gap"], "rows": rows}
+    shown = [row[0] for row in rows if row[0] in pictures][:_THUMBNAILS]
+    thumbnails = [{"data": _encoded(pictures[patient]), "caption": patient} for patient in shown]
+    return {"header": ["Patient", "Truth", *arms, "Gap"], "rows": rows, "pictures": thumbnails}
 
 
-def overlays(found: FamilyResult) -> list[dict[str, Any]]:
-    """Pictures ``overlays/<scan_id>.png`` of the runs, worst by Dice first, then the best, at most twelve."""
+def patient_pictures(comparison: Comparison) -> dict[str, Path]:
+    """One overlay for each patient, from the first segmenter that drew one."""
+    result: dict[str, Path] = {}
+    for found in comparison.families:
+        for path, item in _drawn(found):
+            result.setdefault(str(item["patient_id"]), path)
+    return result
+
+
+def _drawn(found: FamilyResult) -> list[tuple[Path, dict[Any, Any]]]:
+    """Pictures that runs left in ``overlays/<scan_id>.png``, with their rows, by Dice."""
     frame = found.family.frame
     if found.family.kind != "segmentation" or RUN not in frame or "scan_id" not in frame:
         return []
@@ -117,12 +134,22 @@ def overlays(found: FamilyResult) -> list[dict[str, Any]]:
             path = Path(item[RUN]) / "overlays" / f"{item['scan_id']}.png"
             if path.is_file() and path.stat().st_size <= _LARGEST:
                 rows.append((path, item))
+    return rows
+
+
+def _encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def overlays(found: FamilyResult) -> list[dict[str, Any]]:
+    """Pictures ``overlays/<scan_id>.png`` of the runs, worst by Dice first, then the best, at most twelve."""
+    rows = _drawn(found)
     half = _OVERLAYS * 2 // 3
     chosen = [(*row, "worst") for row in rows[:half]]
     chosen += [(*row, "best") for row in rows[max(half, len(rows) - (_OVERLAYS - half)) :][::-1]]
     return [
         {
-            "data": base64.b64encode(path.read_bytes()).decode(),
+            "data": _encoded(path),
             "caption": f"{item['scan_id']} · Dice {number(float(item['dice']), 3)} · {item['arm']}",
             "rank": rank,
         }

@@ -110,4 +110,5 @@ def add_segmenter(study: Path, arm: str = "segmenter", patients: int = 60, folds
             picture = np.repeat(grey, 3, axis=2)
             edge = np.abs(axis[:, None] ** 2 / 0.5 + axis[None, :] ** 2 - dice[index] * 0.6) < 0.02
             picture[edge] = (80, 220, 120)
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(run / "overlays" / f"{scan}.png")
+            tiles = np.concatenate([picture, picture[:, ::-1], picture], axis=1)
+            Image.fromarray(tiles.clip(0, 255).astype(np.uint8)).save(run / "overlays" / f"{scan}.png")
