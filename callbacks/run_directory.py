@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+        # '..' is taken out: the study's and the arm's folders are the path's parents
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links)
 
     @classmethod
     def of_cell(cls, runs: str | Path, study: str, arm: str, cell: str) -> RunDirectory:

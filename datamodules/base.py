@@ -69,6 +69,7 @@ class CohortDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.augmentation = augmentation
+        self._targets: dict[LabelRule, Mapping[str, int]] = {}
         if self.splits is not None and not 0 <= fold < len(self.splits.folds):
             raise InputError(f"{splits}: no fold {fold}; it has folds 0 to {len(self.splits.folds) - 1}")
 
@@ -123,7 +124,12 @@ class CohortDataModule(LightningDataModule):
     def targets(self, part: Part) -> Mapping[str, int]:
         """Target class by patient, under the rule of the part; of modules that have rules."""
         rule: LabelRule = self.test_rule if part == "test" else self.rule
-        return rule.apply(self.cohort).target
+        if not rule.has_target:
+            raise InputError(f"{self.cohort.name}: the rule {rule} gives no target; make the split with another --rule")
+        # asked for once a row of the record
+        if rule not in self._targets:
+            self._targets[rule] = rule.apply(self.cohort).target
+        return self._targets[rule]
 
     def facts(self, scan_id: str) -> dict[str, Any]:
         """Columns of the prediction record that are known without a prediction.

@@ -87,7 +87,10 @@ class SegmentationDataModule(CohortDataModule):
         return scans
 
     def prepare_data(self) -> None:
-        """Fill the store, once a node."""
+        """Fill the store, once a node; that all masks are there is checked before anything is computed."""
+        if self.splits is not None:
+            self.items("train")
+            self.items("valid")
         self.store.fill(self.cohort)
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -94,6 +94,7 @@ class StagingDataModule(CohortDataModule):
         self.mask_source = mask_source
         self.mask_set = None if masks is None else MaskSet.load(masks)
         self._items: dict[Part, list[Examination]] = {}
+        self._by_scan_id: dict[str, Examination] = {}
 
     def items(self, part: Part) -> list[Examination]:
         """The examinations of a part, all with a target and honest masks.
@@ -120,6 +121,7 @@ class StagingDataModule(CohortDataModule):
             if faults:
                 raise InputError(*faults)
             self._items[part] = examinations(scans, self.sequences, self.cohort.name)
+            self._by_scan_id.update({item.scan_id: item for item in self._items[part]})
         return self._items[part]
 
     def prepare_data(self) -> None:
@@ -150,10 +152,10 @@ class StagingDataModule(CohortDataModule):
         return self.test_dataloader()
 
     def facts(self, scan_id: str) -> dict[str, Any]:
-        """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``."""
-        first, *others = scan_id.split("+")
-        facts = super().facts(first)
-        sequences = [facts["sequence"], *(self.cohort.scan(other).sequence for other in others)]
+        """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``, which an id may hold itself."""
+        scans = self._by_scan_id[scan_id].present_scans
+        facts = super().facts(scans[0].scan_id)
+        sequences = [scan.sequence for scan in scans]
         target = self.targets("test").get(str(facts["patient_id"]))
         return {
             **facts,

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 DESCRIPTION = """\
 Liver MRI experiments that survive a hostile reviewer: does segmenting the liver first beat classifying
@@ -72,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hepastage",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -84,6 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         importlib.import_module(f"experiments.commands.{name}").register(subparsers)
     return parser
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Wrong words give one line, not the usage; subcommands' parsers are of this class as well."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with 2."""
+        self.exit(2, f"hepastage: {message}; '{self.prog} --help' lists what it takes\n")
 
 
 class _Version(argparse.Action):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.resources
+import logging
+import math
 import os
-import re
 import shlex
 import sys
 import warnings
@@ -27,6 +27,8 @@ from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.files import sha256_of_json, write_json, write_text
 from datamodules.splits import Splits
+from experiments.cli_errors import explained, misfits
+from experiments.cli_words import expand_run, with_shipped
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 """Data arguments that say where something lies, not what it is; a cell's id does not depend on them."""
@@ -110,7 +112,7 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what the front door prints."""
-        raise InputError(readable(message))
+        raise explained(message, ex) from ex
 
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
@@ -156,9 +158,11 @@ def fit_and_test(arguments: Sequence[str]) -> bool:
     if "fit" not in finished:
         fit(cli)
         cli = parsed("test", arguments)
-    if "test" not in finished:
+    # what an unfinished training was tested with is not what the finished one gives
+    done = {"fit", "test"} <= set(finished)
+    if not done:
         evaluate(cli, "test", "best")
-    return "test" in finished
+    return done
 
 
 def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
@@ -167,18 +171,18 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
     Raises:
         InputError: The words are wrong, or the data module is not one of hepastage's.
     """
-    words = [shipped(word, arguments[index - 1] if index else "") for index, word in enumerate(arguments)]
     try:
-        cli = HepastageCLI(command, words)
-    except ArgumentError as error:
-        raise InputError(readable(str(error))) from error
+        cli = HepastageCLI(command, with_shipped(arguments))
     except InputError:
         raise
-    except ValueError as error:
+    except (ArgumentError, ValueError) as error:
         # networks and modules know nothing of the command line: what they refuse is a wrong configuration
-        raise InputError(f"configuration: {error}") from error
+        raise explained(str(error), error) from error
     if not isinstance(cli.datamodule, CohortDataModule):
         raise InputError("data: is not one of hepastage's data modules; set data.class_path")
+    faults = misfits(cli.model, cli.datamodule)
+    if faults:
+        raise InputError(*faults)
     return cli
 
 
@@ -189,7 +193,12 @@ def evaluate(cli: HepastageCLI, command: str, which: str) -> None:
         cli: The parsed cell.
         command: ``validate``, ``test`` or ``predict``.
         which: ``best``, ``last`` or a checkpoint file.
+
+    Raises:
+        InputError: The cell's training has not ended, or there is no such checkpoint.
     """
+    if "fit" not in cli.directory.finished():
+        raise InputError(f"{cli.directory.path}: the training of this cell has not ended; run 'hepastage fit' first")
     checkpoint = cli.directory.checkpoint(which)
     action = getattr(cli.trainer, command)
     # our own file: weights and plain values
@@ -208,15 +217,23 @@ def fit(cli: HepastageCLI) -> None:
             f"{cli.directory.path}: this cell is already trained; test it with 'hepastage test --run', "
             "or remove the folder to train it again"
         )
-    # a killed run leaves a part of its log: the new one must not be appended to it
     if rank_zero_only.rank == 0:
+        # all scans and masks are checked before the run directory is begun; Lightning's own call finds them done
+        cli.datamodule.prepare_data()
+        # a killed run leaves a part of its log: the new one must not be appended to it
         cli.directory.metrics.unlink(missing_ok=True)
+        cli.directory.predictions.unlink(missing_ok=True)
+        cli.directory.done.unlink(missing_ok=True)
     cli.record()
     cli.log_configuration()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    if cli.trainer.interrupted:
-        raise KeyboardInterrupt
-    reached = {key: float(value) for key, value in cli.trainer.callback_metrics.items() if value == value}
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    except SystemExit as stop:
+        # Lightning turns the keyboard's interrupt into an exit of its own
+        if cli.trainer.interrupted:
+            raise KeyboardInterrupt from stop
+        raise
+    reached = {key: float(value) for key, value in cli.trainer.callback_metrics.items() if math.isfinite(value)}
     finish(cli, "fit", epochs=cli.trainer.current_epoch, metrics=reached)
 
 
@@ -304,84 +321,17 @@ def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> No
             }
 
 
-def expand_run(command: str, arguments: list[str]) -> tuple[RunDirectory | None, str, list[str]]:
-    """Replace ``--run DIR`` by that run's configuration, and take out ``--ckpt``.
-
-    Args:
-        command: The command.
-        arguments: Its words.
-
-    Returns:
-        The run directory or None, the checkpoint (``best`` unless said otherwise), and the remaining words.
-
-    Raises:
-        InputError: ``--run`` without a folder, or with ``fit``.
-    """
-    run: RunDirectory | None = None
-    which = "best"
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        name, _, value = word.partition("=")
-        if name in ("--run", "--ckpt"):
-            value = value or next(words, "")
-            if not value:
-                raise InputError(f"{name}: needs a value")
-            if name == "--ckpt":
-                which = value
-            else:
-                run = RunDirectory.existing(value)
-        else:
-            rest.append(word)
-    if run is None:
-        return None, which, rest
-    if command == "fit":
-        raise InputError("--run: is for validate, test and predict; 'hepastage fit' takes -c CONFIG.yaml")
-    # <runs>/<study>/<arm>/<cell>: a moved or renamed folder keeps its cell
-    runs = run.path.parent.parent.parent
-    return run, which, ["-c", str(run.config), "--runs", str(runs), *rest]
-
-
-def shipped(word: str, before: str) -> str:
-    """A shipped configuration by its short name: ``-c direct`` where no file of that name exists."""
-    if before not in ("-c", "--config") or Path(word).is_file():
-        return word
-    name = word if word.endswith(".yaml") else f"{word}.yaml"
-    candidate = importlib.resources.files("experiments.configs").joinpath(name)
-    if candidate.is_file():
-        return str(candidate)
-    known = sorted(str(path)[:-5] for path in shipped_names())
-    raise InputError(f"{word}: no such configuration file; shipped ones are {', '.join(known)}")
-
-
-def shipped_names() -> list[str]:
-    """Relative names of all shipped configurations."""
-    root = Path(str(importlib.resources.files("experiments.configs")))
-    return [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.yaml"))]
-
-
-def readable(message: str) -> str:
-    """The gist of a jsonargparse message in one line.
-
-    jsonargparse nests one cause in another and repeats the whole value; the innermost cause is what a
-    person can act on.
-    """
-    text = " ".join(message.split())
-    unknown = re.search(r"Key '([^']+)' is not expected", text) or re.search(r"Unrecognized arguments?: (\S+)", text)
-    parser_key = re.search(r'Parser key "([^"]+)"', text)
-    where = f"{parser_key.group(1)}: " if parser_key else ""
-    if unknown:
-        return f"{where}unknown key {unknown.group(1)!r}; 'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
-    if len(text) > 400:
-        text = f"{text[:160]} … {text[-220:]}"
-    return f"{text}; 'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
-
-
 def quieten() -> None:
     """Silence what cannot matter here, each with its reason."""
     # W&B works without an account and without asking, unless the user has decided otherwise
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    # devices and seed stand in the run's provenance; the progress line says the rest
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning and PyTorch call functions of their own that they have deprecated; nothing a user can change
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface.*")
     # loader processes are a choice: the store is memory-mapped, and small volumes load faster in-process
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     # a run directory is begun by writing its configuration, so its checkpoint folder may exist

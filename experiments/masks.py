@@ -15,7 +15,13 @@ from datamodules.files import sha256_of_file
 from datamodules.images import read_image, read_mask, write_nifti
 from datamodules.masks import MaskRecord, MaskSet, Segmenter, quality_band
 from datamodules.splits import Splits
-from experiments.trained_segmenter import TrainedSegmenter, segment, segmenter_runs
+from experiments.trained_segmenter import (
+    TrainedSegmenter,
+    check_no_overwriting,
+    check_same_preprocessing,
+    segment,
+    segmenter_runs,
+)
 from lightning_modules.metrics.segmentation import dice
 
 
@@ -42,6 +48,7 @@ def make_masks(path: Path, out: Path, cohort: Path | None = None) -> MaskSet:
     hashes = {segmenter.identity.split_sha256 for segmenter in segmenters}
     if len(hashes) > 1:
         raise InputError(f"{path}: segmenters of {len(hashes)} different splits; give those of one study")
+    check_same_preprocessing(segmenters)
     table, splits = _cohort_and_splits(segmenters[0], cohort)
     scans = list(table.select(sequences=segmenters[0].sequences).scans)
     chosen = {scan.scan_id: eligible(scan.patient_id, segmenters, splits) for scan in scans}
@@ -52,6 +59,8 @@ def make_masks(path: Path, out: Path, cohort: Path | None = None) -> MaskSet:
             *(f"patient {patient!r}: every segmenter given (fold {folds}) trained on it; train the other folds too"
               for patient in stuck)
         )  # fmt: skip
+    originals = [file for scan in scans for file in (scan.image, scan.mask) if file is not None]
+    check_no_overwriting({scan.scan_id: out / f"{scan.scan_id}.nii.gz" for scan in scans}, originals)
     makers = {segmenter.checkpoint_sha256: _maker(segmenter, splits) for segmenter in segmenters}
     masks = _finished(out)
     console = Console(file=sys.stderr)

@@ -17,7 +17,8 @@ from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.images import read_image, write_nifti
-from experiments.trained_segmenter import TrainedSegmenter, segment
+from experiments.cli import OneLineParser
+from experiments.trained_segmenter import TrainedSegmenter, check_no_overwriting, check_same_preprocessing, segment
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -35,9 +36,11 @@ def run_predict(arguments: Sequence[str]) -> int:
         InputError: No image, a faulty image (after all others have been done), or no segmenter.
     """
     options = _parser().parse_args(list(arguments))
-    images = images_of(Path(options.data))
-    segmenters = [TrainedSegmenter(RunDirectory.existing(run), options.ckpt) for run in options.run]
     out = Path(options.out)
+    images = images_of(Path(options.data), out)
+    segmenters = [TrainedSegmenter(RunDirectory.existing(run), options.ckpt) for run in options.run]
+    check_same_preprocessing(segmenters)
+    check_no_overwriting({name: out / f"{name}.nii.gz" for name in images}, images.values())
     faults: list[str] = []
     record = {
         "segmenters": {segmenter.checkpoint_sha256: str(segmenter.identity.study) for segmenter in segmenters},
@@ -57,17 +60,19 @@ def run_predict(arguments: Sequence[str]) -> int:
         millilitres = float(mask.sum() * abs(_voxel_mm3(image.affine)) / 1000)
         record["masks"][name] = {"file": f"{name}.nii.gz", "volume_ml": round(millilitres, 2)}
         console.print(f"{name}: liver {millilitres:.0f} ml", highlight=False)
-    write_json(out / "predictions.json", record)
+    if record["masks"]:
+        write_json(out / "predictions.json", record)
     if faults:
         raise InputError(*faults)
     return 0
 
 
-def images_of(path: Path) -> dict[str, Path]:
+def images_of(path: Path, out: Path) -> dict[str, Path]:
     """Name and file of each image to predict.
 
     Args:
         path: A NIfTI file, a folder of them, or a cohort table.
+        out: Where masks go. It may lie in the folder: what an earlier call left there is no image.
 
     Raises:
         InputError: Nothing is there, or two images would have one name.
@@ -76,7 +81,13 @@ def images_of(path: Path) -> dict[str, Path]:
         return {scan.scan_id: scan.image for scan in Cohort.load(path).scans}
     if path.is_file():
         return {_stem(path): path}
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)) if path.is_dir() else []
+    found = path.rglob("*") if path.is_dir() else []
+    inside = out.absolute() != path.absolute()
+    files = sorted(
+        file
+        for file in found
+        if file.name.endswith(SUFFIXES) and not (inside and file.absolute().is_relative_to(out.absolute()))
+    )
     if not files:
         raise InputError(f"{path}: no NIfTI file there; give a .nii.gz file, a folder of them, or a cohort table")
     counts = pd.Series([_stem(file) for file in files]).value_counts()
@@ -97,7 +108,7 @@ def _voxel_mm3(affine: object) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="hepastage predict",
         description="Segment new scans with a trained segmenter; several --run are averaged.",
         allow_abbrev=False,

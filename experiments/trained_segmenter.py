@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,41 @@ def segment(image: Volume, segmenters: Sequence[TrainedSegmenter]) -> np.ndarray
     """
     logits, geometries = zip(*(segmenter.logit(image) for segmenter in segmenters), strict=True)
     return native_mask(np.mean(logits, axis=0), geometries[0])
+
+
+def check_same_preprocessing(segmenters: Sequence[TrainedSegmenter]) -> None:
+    """Refuse to average log-odds of different grids.
+
+    Raises:
+        InputError: Two segmenters differ in their preprocessing.
+    """
+    first = segmenters[0]
+    for other in segmenters[1:]:
+        if other.preprocessing != first.preprocessing:
+            raise InputError(
+                f"{other.run.path}: its data.init_args.preprocessing differs from that of {first.run.path}, so the two "
+                "cannot be averaged; give segmenters of one configuration"
+            )
+
+
+def check_no_overwriting(targets: Mapping[str, Path], originals: Iterable[Path]) -> None:
+    """Refuse to write a mask over a scan or a reference mask.
+
+    Args:
+        targets: Where each mask would go, by the scan's name.
+        originals: Files to keep.
+
+    Raises:
+        InputError: A target is one of the originals.
+    """
+    kept = {file.resolve() for file in originals}
+    faults = [
+        f"{target}: the mask of {name!r} would be written over a file of the data; choose another --out"
+        for name, target in targets.items()
+        if target.resolve() in kept
+    ]
+    if faults:
+        raise InputError(*faults)
 
 
 def module_of(config: dict[str, Any]) -> LightningModule:

@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     command, *rest = arguments
-    if command == "predict" and "--run" in rest:
+    if command == "predict":
         from experiments.predict import run_predict
 
         return run_predict(rest)

@@ -1,0 +1,104 @@
+"""Words of the command line before they are parsed: shipped configurations by name, and ``--run``."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from callbacks.run_directory import RunDirectory
+from datamodules.errors import InputError
+
+
+def with_shipped(arguments: Sequence[str]) -> list[str]:
+    """Replace the short names of shipped configurations by their files.
+
+    Args:
+        arguments: Words after the command; ``-c NAME``, ``-c=NAME``, ``--config NAME`` and ``--config=NAME``.
+
+    Raises:
+        InputError: There is neither a file nor a shipped configuration of a name.
+    """
+    words = [part for word in arguments for part in _config_words(word)]
+    return [shipped(word, words[index - 1] if index else "") for index, word in enumerate(words)]
+
+
+def expand_run(command: str, arguments: list[str]) -> tuple[RunDirectory | None, str, list[str]]:
+    """Replace ``--run DIR`` by that run's configuration, and take out ``--ckpt``.
+
+    Args:
+        command: The command.
+        arguments: Its words.
+
+    Returns:
+        The run directory or None, the checkpoint (``best`` unless said otherwise), and the remaining words.
+
+    Raises:
+        InputError: ``--run`` without a folder, or with ``fit``.
+    """
+    run: RunDirectory | None = None
+    which = "best"
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("--run", "--ckpt"):
+            value = value or next(words, "")
+            if not value:
+                raise InputError(f"{name}: needs a value")
+            if name == "--ckpt":
+                which = value
+            else:
+                run = RunDirectory.existing(value)
+        else:
+            rest.append(word)
+    if run is None:
+        return None, which, rest
+    if command == "fit":
+        raise InputError("--run: is for validate, test and predict; 'hepastage fit' takes -c CONFIG.yaml")
+    # <runs>/<study>/<arm>/<cell>: a moved or renamed folder keeps its cell
+    runs = run.path.parent.parent.parent
+    return run, which, ["-c", str(run.config), "--runs", str(runs), *rest]
+
+
+def _config_words(word: str) -> list[str]:
+    """``--config=NAME`` and ``-c=NAME`` as two words."""
+    name, sign, value = word.partition("=")
+    return [name, value] if sign and name in ("-c", "--config") else [word]
+
+
+def shipped(word: str, before: str) -> str:
+    """A shipped configuration by its short name: ``-c direct`` where no file of that name exists."""
+    if before not in ("-c", "--config"):
+        return word
+    if Path(word).is_file():
+        _check_yaml(Path(word))
+        return word
+    name = word if word.endswith(".yaml") else f"{word}.yaml"
+    candidate = importlib.resources.files("experiments.configs").joinpath(name)
+    if candidate.is_file():
+        return str(candidate)
+    known = sorted(str(path)[:-5] for path in shipped_names())
+    raise InputError(f"{word}: no such configuration file; shipped ones are {', '.join(known)}")
+
+
+def _check_yaml(path: Path) -> None:
+    """The parser's own message would not name the file.
+
+    Raises:
+        InputError: It is no YAML mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({error}); correct it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a mapping of keys to values; see 'hepastage fit --print_config -c direct'")
+
+
+def shipped_names() -> list[str]:
+    """Relative names of all shipped configurations."""
+    root = Path(str(importlib.resources.files("experiments.configs")))
+    return [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.yaml"))]
