@@ -105,6 +105,12 @@ def make_phantom(
         "strength": dataclasses.asdict(strength),
     }
     _claim(out, parameters)
+    table = out / "cohort.parquet"
+    if table.is_file():
+        # written last: the cohort of these very parameters is whole, unless somebody removed a scan
+        cohort = Cohort.load(table)
+        if all(path is not None and path.is_file() for scan in cohort.scans for path in (scan.image, scan.mask)):
+            return cohort
     plans = plan_patients(
         patients,
         seed,
@@ -120,7 +126,6 @@ def make_phantom(
     }
     _write_truth(out, plans, volumes)
     frame = pd.DataFrame([row for plan in plans for row in _rows(plan)])
-    table = out / "cohort.parquet"
     Cohort(frame, out, str(table)).save(table)
     return Cohort.load(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from datamodules.files import write_text
 from datamodules.phantom import make_phantom
 from datamodules.splits import make_splits
 from experiments.grid import run_study, say
+from experiments.precision import best_precision
 from experiments.study import Study
 
 RULE = "lsm>12"
@@ -38,7 +40,7 @@ def run_demo(out: Path, patients: int, seed: int, *, shortcut: bool) -> int:
     from experiments.commands.compare import compare_and_print
 
     if patients < 20:
-        raise InputError(f"--patients {patients}: at least 20, so that each part has patients of both classes")
+        raise InputError(f"--patients {patients}: each part needs patients of both classes; give at least 20")
     started = time.monotonic()
     say(f"phantom cohort of {patients} patients{' with a planted shortcut' if shortcut else ''}")
     table = out / "cohort" / "cohort.parquet"
@@ -46,12 +48,13 @@ def run_demo(out: Path, patients: int, seed: int, *, shortcut: bool) -> int:
     cohort = Cohort.load(table)
     study_file = out / "study.yaml"
     shipped = importlib.resources.files("experiments.studies").joinpath("demo.yaml").read_text(encoding="utf-8")
-    named = shipped.replace("study: demo", f"study: {out.name}").replace("seeds: [0]", f"seeds: [{seed}]")
+    named = shipped.replace("study: demo", f"study: {json.dumps(out.name)}").replace("seeds: [0]", f"seeds: [{seed}]")
     write_text(study_file, named)
     study = Study.load(study_file)
     splits = out / "splits.json"
     make_splits(cohort, RULE, folds=2, seed=seed, official=True).save(splits)
-    failures = run_study(study, table, splits, out.parent, out / "store")
+    settings = {"trainer.precision": best_precision()}
+    failures = run_study(study, table, splits, out.parent, out / "store", settings)
     if failures:
         for failure in failures:
             sys.stderr.write(f"hepastage: {failure}\n")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import math
-import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +16,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.provenance import provenance_record, wandb_id
 from callbacks.run_directory import Identity, RunDirectory
@@ -53,8 +51,6 @@ class HepastageCLI(LightningCLI):
         self.arguments = list(arguments)
         self.directory: RunDirectory
         self.identity: Identity
-        # Lightning warns when both its args and sys.argv are there, which is always so behind the front door
-        warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter")
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,
@@ -128,7 +124,6 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     Raises:
         InputError: The request was wrong.
     """
-    quieten()
     run_dir, which, rest = expand_run(command, list(arguments))
     cli = parsed(command, rest)
     if run_dir is not None and cli.directory.path != run_dir.path:
@@ -152,12 +147,12 @@ def fit_and_test(arguments: Sequence[str]) -> bool:
     Returns:
         True where there was nothing left to do.
     """
-    quieten()
     cli = parsed("fit", arguments)
     finished = cli.directory.finished()
     if "fit" not in finished:
         fit(cli)
-        cli = parsed("test", arguments)
+        # the saved configuration, so that nothing that changed meanwhile can make it another cell
+        cli = parsed("test", ["-c", str(cli.directory.config), "--runs", str(cli.config.runs)])
     # what an unfinished training was tested with is not what the finished one gives
     done = {"fit", "test"} <= set(finished)
     if not done:
@@ -175,8 +170,8 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
         cli = HepastageCLI(command, with_shipped(arguments))
     except InputError:
         raise
-    except (ArgumentError, ValueError) as error:
-        # networks and modules know nothing of the command line: what they refuse is a wrong configuration
+    except (ArgumentError, ValueError, MisconfigurationException) as error:
+        # networks, modules and the trainer know nothing of the command line: what they refuse is a wrong configuration
         raise explained(str(error), error) from error
     if not isinstance(cli.datamodule, CohortDataModule):
         raise InputError("data: is not one of hepastage's data modules; set data.class_path")
@@ -309,6 +304,10 @@ def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> No
         if "save_dir" in settings:
             settings.save_dir = str(directory.path)
         if logger.class_path.endswith("WandbLogger"):
+            import wandb
+
+            # takes WANDB_SILENT in: Lightning sets an option that the client warns about at every start
+            wandb.setup()
             settings.id = wandb_id(identity)
             settings.name = f"{identity.arm} fold {identity.fold} seed {identity.seed}"
             extra = dict(logger.get("dict_kwargs") or {})
@@ -319,25 +318,6 @@ def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> No
                 "resume": "allow",
                 **extra,
             }
-
-
-def quieten() -> None:
-    """Silence what cannot matter here, each with its reason."""
-    # W&B works without an account and without asking, unless the user has decided otherwise
-    os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # devices and seed stand in the run's provenance; the progress line says the rest
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning and PyTorch call functions of their own that they have deprecated; nothing a user can change
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface.*")
-    # loader processes are a choice: the store is memory-mapped, and small volumes load faster in-process
-    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-    # a run directory is begun by writing its configuration, so its checkpoint folder may exist
-    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
-    # small cohorts have fewer batches than Lightning's logging interval; metrics are logged by epoch
-    warnings.filterwarnings("ignore", message=r".*The number of training batches .* is smaller than the logging.*")
 
 
 def _as_list(value: Any) -> list[Any]:

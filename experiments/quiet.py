@@ -1,0 +1,28 @@
+"""Silence what cannot matter to a user, each with its reason. Light: the front door calls it before anything else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quieten() -> None:
+    """Filter warnings that nobody here can act on; all others are kept."""
+    # W&B works without an account and without asking, unless the user has decided otherwise
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # devices and seed stand in the run's provenance; the progress line says the rest
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning and MONAI call functions that PyTorch has deprecated; nothing a user can change
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface.*")
+    # Lightning warns when both its args and sys.argv are there, which is always so behind the front door
+    warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter")
+    # loader processes are a choice: the store is memory-mapped, and small volumes load faster in-process
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    # a run directory is begun by writing its configuration, so its checkpoint folder may exist
+    warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    # small cohorts have fewer batches than Lightning's logging interval; metrics are logged by epoch
+    warnings.filterwarnings("ignore", message=r".*The number of training batches .* is smaller than the logging.*")
