@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # errors is light: it decides how every other failure is shown
     from datamodules.errors import InputError
+    from experiments.quiet import quieten
 
+    quieten()
     for stream in (sys.stdout, sys.stderr):
         # a terminal or pipe without Unicode (LC_ALL=C on a cluster node) must not stop a run over a '×'
         if isinstance(stream, io.TextIOWrapper):
