@@ -1,4 +1,4 @@
-"""``hepastage predict --run``: masks for new scans from a trained segmenter."""
+"""``hepastage predict --run``: masks for new scans from a trained segmenter; patients go to another file."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def run_predict(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(arguments))
     out = Path(options.out)
+    first = RunDirectory.existing(options.run[0])
+    if first.identity().role != "segmenter":
+        from experiments.predict_patients import predict_patients
+
+        if len(options.run) > 1 or options.overlays:
+            raise InputError("--run: several runs and --overlays are for segmenters; give one classifier alone")
+        masks = None if options.masks is None else Path(options.masks)
+        return predict_patients(first, options.ckpt, Path(options.data), masks, out)
+    if options.masks is not None:
+        raise InputError("--masks: is for classifiers that see a mask; a segmenter makes them")
     images = images_of(Path(options.data), out)
     segmenters = [TrainedSegmenter(RunDirectory.existing(run), options.ckpt) for run in options.run]
     check_same_preprocessing(segmenters)
@@ -110,12 +120,19 @@ def _voxel_mm3(affine: object) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="hepastage predict",
-        description="Segment new scans with a trained segmenter; several --run are averaged.",
+        description="Segment new scans (several --run are averaged), or classify the patients of a cohort table.",
         allow_abbrev=False,
     )
-    parser.add_argument("--run", action="append", required=True, metavar="DIR", help="a segmenter's run directory")
+    parser.add_argument(
+        "--run", action="append", required=True, metavar="DIR", help="the run directory of a trained cell"
+    )
     parser.add_argument("--data", required=True, metavar="PATH", help="a NIfTI file, a folder, or a cohort table")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for masks on the native grids")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for masks on the native grids, or predictions.csv"
+    )
+    parser.add_argument(
+        "--masks", metavar="DIR", help="for a classifier that sees a mask: <scan_id>.nii.gz of each scan"
+    )
     parser.add_argument("--ckpt", default="best", help="best, last or a checkpoint file (best)")
     parser.add_argument("--overlays", action="store_true", help="also draw each mask over its image")
     return parser

@@ -36,7 +36,7 @@ class TrainedSegmenter:
     def __init__(self, run: RunDirectory, which: str = "best", device: torch.device | None = None) -> None:
         self.run = run
         self.identity = run.identity()
-        self.config: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        self.config = saved_config(run)
         path = run.checkpoint(which)
         self.checkpoint_sha256 = sha256_of_file(path)
         module = module_of(self.config)
@@ -115,6 +115,12 @@ def check_no_overwriting(targets: Mapping[str, Path], originals: Iterable[Path])
     ]
     if faults:
         raise InputError(*faults)
+
+
+def saved_config(run: RunDirectory) -> dict[str, Any]:
+    """The fully resolved configuration that a run was trained with."""
+    config: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    return config
 
 
 def module_of(config: dict[str, Any]) -> LightningModule:

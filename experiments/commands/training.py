@@ -12,7 +12,7 @@ HELP = {
     "fit": "train one cell: hepastage fit -c CONFIG.yaml [-c OVERLAY.yaml …] [--model.… --data.… --trainer.…]",
     "validate": "measure a trained cell on its validation patients: hepastage validate --run RUN_DIR",
     "test": "measure a trained cell on its test patients, once: hepastage test --run RUN_DIR",
-    "predict": "segment or classify new scans with a trained cell: hepastage predict --run RUN_DIR --data PATH --out DIR",
+    "predict": "segment or classify new scans: hepastage predict --run RUN_DIR --data PATH --out DIR",
 }
 
 

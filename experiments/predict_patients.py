@@ -1,0 +1,151 @@
+"""``hepastage predict --run`` for a classifier: probabilities for new patients, with no training data at hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from callbacks.prediction_writer import classification_rows
+from callbacks.run_directory import RunDirectory
+from datamodules.cohort import Cohort, Scan
+from datamodules.errors import InputError
+from datamodules.files import atomic_path
+from datamodules.images import check_same_grid, read_image, read_mask
+from datamodules.preprocessing import Preprocessing, preprocess
+from datamodules.staging import Examination, examinations
+from experiments.trained_segmenter import best_device, module_of, preprocessing_of, saved_config
+from lightning_modules.classification import PatientClassifier
+
+
+def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | None, out: Path) -> int:
+    """Write ``predictions.csv``: one row per patient (and visit), with probabilities and the run's threshold.
+
+    Args:
+        run: A trained classifier's run directory.
+        which: ``best``, ``last`` or a checkpoint's path.
+        data: A cohort table; targets are not needed.
+        masks: Folder of ``<scan_id>.nii.gz`` on the native grids, for an arm that sees a mask; None takes the
+            cohort's own masks where the arm was trained on reference masks.
+        out: Folder to write to.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: Not a classifier, not a cohort table, or a scan or mask that is missing or broken.
+    """
+    config = saved_config(run)
+    module = module_of(config)
+    if not isinstance(module, PatientClassifier):
+        raise InputError(
+            f"{run.path}: is a run of {type(module).__name__}, not of a classifier; give one that classifies"
+        )
+    if data.suffix not in (".parquet", ".csv"):
+        raise InputError(
+            f"{data}: a classifier predicts the patients of a cohort table; make one with 'hepastage cohort'"
+        )
+    module.load_state_dict(torch.load(run.checkpoint(which), map_location="cpu", weights_only=True)["state_dict"])
+    device = best_device()
+    module = module.to(device).eval()
+    settings = config["data"]["init_args"]
+    sequences = settings["sequences"] if "sequences" in settings else [settings["sequence"]]
+    cohort = Cohort.load(data).select(sequences=set(sequences) & set(Cohort.load(data).frame["sequence"]) or sequences)
+    sources = _mask_files(cohort, settings["mask_source"], masks)
+    parameters = preprocessing_of(config)
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    items = examinations(cohort.scans, sequences, cohort.name)
+    for item in track(items, description="patients", console=Console(file=sys.stderr), transient=True):
+        try:
+            batch = _batch(item, sources, parameters, device)
+        except InputError as error:
+            faults += error.faults
+            continue
+        with torch.inference_mode():
+            logits, empty = module.outputs(batch)
+        row = classification_rows(logits, [item.scan_id], float(module.threshold))[0]
+        first = item.present_scans[0]
+        facts = {"patient_id": item.patient_id, "scan_id": item.scan_id, "source": first.source, "visit": first.visit}
+        rows.append({**facts, **row, "empty_mask": bool(empty[0])})
+    if rows:
+        with atomic_path(out / "predictions.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
+        sys.stdout.write(f"{len(rows)} patients in {out / 'predictions.csv'}\n")
+    if faults:
+        raise InputError(*faults)
+    return 0
+
+
+def _mask_files(cohort: Cohort, mask_source: str, masks: Path | None) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Mask file and its liver labels by scan id; empty for an arm that sees none.
+
+    Raises:
+        InputError: Masks are needed and missing, or given to an arm that must not see them.
+    """
+    if mask_source == "none":
+        if masks is not None:
+            raise InputError(f"--masks {masks}: this run's arm sees no mask; leave it out")
+        return {}
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    faults = []
+    for scan in cohort.scans:
+        if masks is not None:
+            found[scan.scan_id] = (masks / f"{scan.scan_id}.nii.gz", ())
+            if not found[scan.scan_id][0].is_file():
+                faults.append(
+                    f"{found[scan.scan_id][0]}: no such mask; make it with 'hepastage predict' of a segmenter"
+                )
+        elif mask_source == "reference" and scan.mask is not None:
+            found[scan.scan_id] = (scan.mask, scan.mask_labels)
+        else:
+            faults.append(f"scan {scan.scan_id!r}: this run's arm needs a liver mask; give a folder of them as --masks")
+    if faults:
+        raise InputError(*faults)
+    return found
+
+
+def _batch(
+    item: Examination,
+    masks: dict[str, tuple[Path, tuple[int, ...]]],
+    parameters: Preprocessing,
+    device: torch.device,
+) -> Any:
+    """One examination as a batch of size one, on the preprocessed grid."""
+    shape = parameters.shape or ()
+    image = np.zeros((1, len(item.scans), *shape), dtype=np.float32)
+    mask = np.zeros_like(image)
+    for channel, scan in enumerate(item.scans):
+        if scan is None:
+            continue
+        image[0, channel], mask[0, channel] = _volume(scan, masks, parameters)
+    batch: dict[str, Any] = {
+        "image": torch.from_numpy(image).to(device),
+        "present": torch.tensor([[scan is not None for scan in item.scans]], device=device),
+        "patient_id": [item.patient_id],
+        "scan_id": [item.scan_id],
+    }
+    if masks:
+        batch["mask"] = torch.from_numpy(mask).to(device)
+    return batch
+
+
+def _volume(
+    scan: Scan, masks: dict[str, tuple[Path, tuple[int, ...]]], parameters: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask of a scan, preprocessed; a mask of zeros where the arm sees none."""
+    volume = read_image(scan.image)
+    if scan.scan_id not in masks:
+        array, _, _ = preprocess(volume, None, parameters)
+        return array, np.zeros_like(array)
+    path, labels = masks[scan.scan_id]
+    liver = read_mask(path, labels)
+    check_same_grid(volume, liver, scan.image, path)
+    array, mask, _ = preprocess(volume, liver, parameters)
+    return array, np.zeros_like(array) if mask is None else mask
