@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
-from datamodules.files import read_json, write_json
+from datamodules.files import read_json, sha256_of_file, write_json
 
 FORMAT = 1
 RECORD = "masks.json"
@@ -117,6 +117,27 @@ class MaskSet:
         if scan_id not in self.masks:
             raise InputError(f"{self.folder}: no mask for scan {scan_id!r}; run 'hepastage masks' for the whole cohort")
         return self.folder / self.masks[scan_id].file
+
+    def damaged(self, scans: Iterable[Scan]) -> list[str]:
+        """Masks whose files are not the ones that the record vouches for, one line each.
+
+        Args:
+            scans: The scans whose masks are wanted; those without a record are left to :meth:`leaks`.
+        """
+        faults = []
+        for scan in scans:
+            record = self.masks.get(scan.scan_id)
+            if record is None:
+                continue
+            path = self.folder / record.file
+            if not path.is_file():
+                faults.append(f"{path}: no such file; run 'hepastage masks' again, it makes what is missing")
+            elif sha256_of_file(path) != record.sha256:
+                faults.append(
+                    f"{path}: is not the mask that {RECORD} vouches for (its content has changed); run 'hepastage masks' "
+                    "again, it makes what is changed"
+                )
+        return faults
 
     def leaks(self, scans: Iterable[Scan], test_patients: Iterable[str]) -> list[str]:
         """What forbids these masks for a classifier, one line each.

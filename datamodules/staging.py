@@ -117,7 +117,7 @@ class StagingDataModule(CohortDataModule):
                     if scan.mask is None
                 ]
             if self.mask_set is not None:
-                faults += self.mask_set.leaks(scans, self.fold.test)
+                faults += [*self.mask_set.leaks(scans, self.fold.test), *self.mask_set.damaged(scans)]
             if faults:
                 raise InputError(*faults)
             self._items[part] = examinations(scans, self.sequences, self.cohort.name)

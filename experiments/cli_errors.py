@@ -6,6 +6,7 @@ import re
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.base import CohortDataModule
 from datamodules.errors import InputError
@@ -35,7 +36,7 @@ def explained(message: str, error: BaseException | None) -> InputError:
             # a class's own parser does not know which part of the configuration it parsed
             where = f"{found.group(1)}: " if found and error.faults[0].startswith("unknown key") else ""
             return InputError(where + error.faults[0], *error.faults[1:])
-        if isinstance(error, (ValueError, TypeError, ArgumentError)):
+        if isinstance(error, (ValueError, TypeError, ArgumentError, MisconfigurationException)):
             innermost = " ".join(str(error).split()) or innermost
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return InputError(f"{found.group(1)}: {readable(innermost)}" if found else readable(innermost))

@@ -47,7 +47,9 @@ def expand_run(command: str, arguments: list[str]) -> tuple[RunDirectory | None,
         if name in ("--run", "--ckpt"):
             value = value or next(words, "")
             if not value:
-                raise InputError(f"{name}: needs a value")
+                raise InputError(
+                    f"{name}: needs a value; give {'a run directory' if name == '--run' else 'best, last or a file'}"
+                )
             if name == "--ckpt":
                 which = value
             else:

@@ -21,9 +21,20 @@ RULE = "lsm>12"
 
 PREPROCESSING = ["--data.init_args.preprocessing", "{spacing: [10, 10, 20], shape: [24, 24, 8], normalisation: zscore}"]
 """Words that bring a configuration to the tiny grid."""
-NETWORK_OF_SEGMENTER = ["--model.init_args.network.init_args.features", "[4, 8, 8, 8]"]
 ONE_LOGGER = ["--trainer.logger", "[{class_path: callbacks.metrics_log.MetricsLog}]"]
 """Without W&B, which takes seconds to start."""
+SEGMENTER = [
+    *PREPROCESSING, *ONE_LOGGER, "--model.init_args.network.init_args.features", "[4, 8, 8, 8]",
+    "--model.init_args.window", "null", "--model.init_args.optimizer.init_args.lr", "0.01",
+    "--data.init_args.patch", "null", "--data.init_args.augmentation", "null",
+    "--trainer.max_epochs", "12", "--trainer.check_val_every_n_epoch", "4", "--trainer.accelerator", "cpu",
+]  # fmt: skip
+"""A segmenter that learns the tiny livers in two seconds."""
+CLASSIFIER = [
+    *PREPROCESSING, *ONE_LOGGER, "--model.init_args.network.init_args.backbone", "resnet10t",
+    "--data.init_args.augmentation", "null", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+]  # fmt: skip
+"""A classifier that trains for one epoch on the tiny grid."""
 
 
 @dataclasses.dataclass(frozen=True)
