@@ -14,6 +14,9 @@ PERCENTILE_WINDOW = (0.5, 99.5)
 NYUL_PERCENTILES = (1.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 99.0)
 """Landmarks of Nyúl, Udupa, Zhang 2000: the deciles and the ends of the window."""
 
+_PIECE = 2**16
+"""Voxels that are worked on at a time, small enough for the cache."""
+
 Array = npt.NDArray[np.float32]
 
 
@@ -115,14 +118,22 @@ def fit_nyul(images: Iterable[npt.NDArray[np.generic]]) -> tuple[float, ...]:
 
 
 def _body_statistics(image: Array) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) of the voxels above the mean; of all where none is above."""
-    threshold = image.mean(dtype=np.float64)
-    body = image[image > threshold]
-    if body.size < 2:
+    """Mean and standard deviation (n - 1) of the voxels above the mean; (mean, 0) for a constant image."""
+    # in pieces that stay in the cache; sums of what lies above the threshold, so that nothing has to be gathered
+    pieces = [image.reshape(-1)[start : start + _PIECE] for start in range(0, image.size, _PIECE)]
+    threshold = np.float32(sum(float(piece.sum()) for piece in pieces) / image.size)
+    count, first, second = 0, 0.0, 0.0
+    for piece in pieces:
+        # np.maximum before the difference: the same number, and exactly 0 for all that is not above
+        above = np.maximum(piece, threshold)
+        above -= threshold
+        count += int(np.count_nonzero(above))
+        first += float(above.sum())
+        second += float(np.dot(above, above))
+    if count < 2:
         return float(threshold), 0.0
-    mean = float(body.mean(dtype=np.float64))
-    body -= np.float32(mean)
-    return mean, float(np.sqrt(np.square(body, out=body).sum(dtype=np.float64) / (body.size - 1)))
+    variance = max(0.0, (second - first**2 / count) / (count - 1))
+    return float(threshold) + first / count, float(np.sqrt(variance))
 
 
 def _landmarks(image: Array) -> tuple[float, ...]:

@@ -17,15 +17,17 @@ import numpy.typing as npt
 from datamodules.errors import InputError
 from datamodules.images import Volume, spacing_of
 from datamodules.normalisation import KINDS, Normalisation, normalisation_of
-from datamodules.resampling import interpolate
+from datamodules.resampling import Positions3, interpolate
 
 _SAME_SPACING = 1e-6
 """Spacings that agree to this fraction are the same: NIfTI stores them as float32."""
 _ROUNDING_VOXELS = 1e-4
 """A grid may be this much too short for its last voxel: float32 spacings times the number of voxels."""
 
+_HALF = np.float32(0.5 - 1e-5)
+"""A voxel with half a share of mask counts, whatever the rounding of the share."""
+
 Optional3 = tuple[float | None, float | None, float | None]
-Positions3 = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -258,13 +260,44 @@ def preprocess_mask(mask: npt.NDArray[np.generic], geometry: Geometry, params: P
     Returns:
         uint8 in {0, 1}, shape ``geometry.shape``; padding is 0.
     """
-    canonical = geometry.to_canonical((mask != 0).view(np.uint8))
-    sampled = interpolate(canonical, geometry.positions(), params.mask_interpolation)
-    if params.mask_interpolation == "linear":
-        sampled = (sampled >= np.float32(0.5)).view(np.uint8)
+    inside = mask.view(np.bool_) if mask.dtype == np.uint8 and int(mask.max(initial=0)) <= 1 else mask != 0
     out = np.zeros(geometry.shape, dtype=np.uint8)
-    out[geometry.content] = sampled
+    box = bounding_box(inside)
+    if box is None:
+        return out
+    # a liver fills a tenth of its scan: only voxels next to it can be anything but 0
+    cut = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in box)
+    sampled_at, written_to = [], []
+    for axis, place in enumerate(geometry.positions()):
+        native_axis, size = geometry.axes[axis], inside.shape[geometry.axes[axis]]
+        low, high = cut[native_axis].start, min(cut[native_axis].stop, size)
+        if geometry.flips[axis]:
+            low, high = size - high, size - low
+        near = np.flatnonzero((place >= low - 0.5) & (place <= high - 0.5))
+        if not len(near):
+            return out
+        first = geometry.content[axis].start
+        sampled_at.append(place[near] - low)
+        written_to.append(slice(first + int(near[0]), first + int(near[-1]) + 1))
+    canonical = geometry.to_canonical(inside.view(np.uint8)[cut])
+    sampled = interpolate(canonical, (sampled_at[0], sampled_at[1], sampled_at[2]), params.mask_interpolation)
+    out[tuple(written_to)] = sampled >= _HALF if params.mask_interpolation == "linear" else sampled
     return out
+
+
+def bounding_box(inside: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    """The smallest window of a 3-D array that holds all that is true; None where nothing is."""
+    plane = np.logical_or.reduce(inside, axis=2)
+    parts = [
+        plane.any(axis=1),
+        plane.any(axis=0),
+        np.array([bool(inside[..., k].any()) for k in range(inside.shape[2])]),
+    ]
+    found = [np.flatnonzero(part) for part in parts]
+    if not len(found[0]):
+        return None
+    i, j, k = (slice(int(part[0]), int(part[-1]) + 1) for part in found)
+    return i, j, k
 
 
 def to_native(

@@ -106,7 +106,8 @@ class Entry:
         """
         stored = self._map("image.npy")[self._checked(window)]
         out = np.empty(stored.shape, dtype=np.float32)
-        np.multiply(stored, self._scale, out=out, casting="unsafe", dtype=np.float32)
+        np.copyto(out, stored, casting="unsafe")
+        out *= self._scale
         out += self._offset
         return out
 
@@ -217,25 +218,35 @@ def quantise(
     Returns:
         int16 (or float32 where an outlier makes the steps coarse), scale and offset.
     """
-    normalised = normalisation.apply(image)
-    low, high = float(normalised.min()), float(normalised.max())
+    if normalisation.source or normalisation.low is not None:
+        image, gain, shift = normalisation.apply(image), 1.0, 0.0
+    else:
+        gain, shift = normalisation.gain, normalisation.offset
+    low, high = (float(end) * gain + shift for end in (image.min(), image.max()))
     step = (high - low) / _LEVELS
     if step == 0 or (step > _COARSEST_STEP and normalisation.gain != 1.0):
-        return normalised, 1.0, 0.0
+        return image * np.float32(gain) + np.float32(shift), 1.0, 0.0
     offset = (low + high) / 2
-    normalised -= np.float32(offset)
-    normalised *= np.float32(1 / step)
-    np.rint(normalised, out=normalised)
-    return normalised.astype(np.int16), step, offset
+    stored = np.empty(image.shape, dtype=np.int16)
+    factor, term = np.float32(gain / step), np.float32((shift - offset) / step)
+    # slice by slice: each stays in the cache through all four passes
+    for part, place in zip(image, stored, strict=True):
+        scaled = part * factor
+        scaled += term
+        np.rint(scaled, out=scaled)
+        np.copyto(place, scaled, casting="unsafe")
+    return stored, step, offset
 
 
 def _sample(mask: npt.NDArray[np.uint8] | None, key: str) -> npt.NDArray[np.int32]:
     if mask is None:
         return np.zeros((0, 3), dtype=np.int32)
-    inside = np.flatnonzero(mask)
+    inside = np.flatnonzero(mask.view(np.bool_))
     if len(inside) > FOREGROUND_SAMPLE:
-        # the key seeds the choice: the same scan has the same sample on every machine
-        inside = np.sort(np.random.default_rng(int(key[:16], 16)).choice(inside, FOREGROUND_SAMPLE, replace=False))
+        # one voxel from each of as many equal parts; the key seeds the choice, so it is the same on every machine
+        edges = np.linspace(0, len(inside), FOREGROUND_SAMPLE + 1)
+        jitter = np.random.default_rng(int(key[:16], 16)).random(FOREGROUND_SAMPLE)
+        inside = inside[(edges[:-1] + jitter * np.diff(edges)).astype(np.intp)]
     return np.stack(np.unravel_index(inside, mask.shape), axis=1).astype(np.int32)
 
 
