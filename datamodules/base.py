@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,14 @@ class CohortDataModule(LightningDataModule):
         """
         patients = set(getattr(self.fold, part))
         scans = [scan for scan in self.cohort.scans if scan.patient_id in patients]
+        without = sorted(patients - {scan.patient_id for scan in scans})
+        if without and scans:
+            names = ", ".join(without[:10]) + (f" and {len(without) - 10} more" if len(without) > 10 else "")
+            warnings.warn(
+                f"fold {self.fold_number}, {part} part: {len(without)} patient{'s' * (len(without) > 1)} of the split "
+                f"with no {'/'.join(self.sequences)} scan left out: {names}",
+                stacklevel=2,
+            )
         if not scans:
             raise InputError(
                 f"{self.cohort.name}: fold {self.fold_number} has no {'/'.join(self.sequences)} scan in its {part} part"

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.errors import InputError
+from datamodules.preprocessing import Preprocessing
+from datamodules.segmentation import SegmentationDataModule, padded, random_window
+from tests.tiny import TESTED, Tiny
+
+SMALL = Preprocessing(spacing=(10.0, 10.0, 20.0))
+
+
+@dataclasses.dataclass
+class FakeEntry:
+    shape: tuple[int, int, int]
+    foreground: np.ndarray
+
+
+def module(tiny: Tiny, **options: Any) -> SegmentationDataModule:
+    values = {"splits": str(tiny.splits), "store": str(tiny.folder / "store"), "preprocessing": SMALL, **options}
+    return SegmentationDataModule(cohort=str(tiny.cohort), **values)
+
+
+@pytest.mark.parametrize("foreground", [0.0, 0.33, 1.0])
+def test_windows_stay_inside(foreground: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shape = tuple(int(n) for n in rng.integers(3, 40, 3))
+        patch = tuple(int(n) for n in rng.integers(1, 40, 3))
+        points = np.stack([rng.integers(0, n, 50) for n in shape], axis=1).astype(np.int32)
+        entry = FakeEntry((shape[0], shape[1], shape[2]), points)
+        window = random_window(entry, (patch[0], patch[1], patch[2]), foreground, rng)  # type: ignore[arg-type]  # a fake
+        for part, extent, size in zip(window, shape, patch, strict=True):
+            assert 0 <= part.start < part.stop <= extent
+            assert part.stop - part.start == min(extent, size)
+
+
+def test_foreground_windows_are_centred_on_the_liver() -> None:
+    rng = np.random.default_rng(1)
+    point = np.array([[20, 15, 9]], dtype=np.int32)
+    window = random_window(FakeEntry((40, 30, 20), point), (8, 9, 6), 1.0, rng)  # type: ignore[arg-type]  # a fake
+    assert [(part.start, part.stop) for part in window] == [(16, 24), (11, 20), (6, 12)]
+    # at the border the window is moved, never cut, and still holds the voxel
+    window = random_window(FakeEntry((40, 30, 20), np.array([[0, 29, 19]])), (8, 9, 6), 1.0, rng)  # type: ignore[arg-type]  # a fake
+    assert [(part.start, part.stop) for part in window] == [(0, 8), (21, 30), (14, 20)]
+
+
+def test_the_share_of_foreground_windows() -> None:
+    rng = np.random.default_rng(2)
+    point = np.array([[2, 2, 2]], dtype=np.int32)
+    entry = FakeEntry((60, 60, 60), point)
+    windows = [random_window(entry, (4, 4, 4), 0.33, rng) for _ in range(3000)]  # type: ignore[arg-type]  # a fake
+    centred = np.mean([all(part.start == 0 for part in window) for window in windows])
+    # by chance a random window begins at the corner once in 57^3
+    assert centred == pytest.approx(0.33, abs=0.03)
+
+
+def test_padding_keeps_values_and_fills_with_zero() -> None:
+    array = np.arange(24.0).reshape(2, 3, 4)
+    out = padded(array, (3, 3, 6))
+    assert out.shape == (3, 3, 6)
+    np.testing.assert_array_equal(out[:2, :, :4], array)
+    assert out.sum() == array.sum()
+    assert padded(array, (2, 3, 4)) is array
+
+
+def test_patches(tiny_cohort: Tiny) -> None:
+    data = module(tiny_cohort, patch=(16, 16, 12), patches_per_epoch=10, foreground=1.0, batch_size=4)
+    torch.manual_seed(3)
+    batches = list(data.train_dataloader())
+    assert [len(batch["scan_id"]) for batch in batches] == [4, 4, 2]
+    for batch in batches:
+        assert batch["image"].shape == batch["mask"].shape == (len(batch["scan_id"]), 1, 16, 16, 12)
+        assert (batch["mask"].flatten(1).sum(1) > 0).all(), "every patch is centred on liver"
+        assert batch["image"][batch["mask"] > 0.5].mean() > 1.0, "image and mask are cut alike"
+        assert (batch["image"][..., 8:] == 0).all(), "eight slices are there, the rest is padding"
+        assert set(batch["patient_id"]) <= set(data.fold.train)
+    torch.manual_seed(3)
+    again = list(data.train_dataloader())
+    assert torch.equal(again[0]["image"], batches[0]["image"]), "the same seed gives the same patches"
+    counts = [scan for batch in batches for scan in batch["scan_id"]]
+    assert sorted(counts.count(scan) for scan in set(counts)) == [2, 2, 3, 3], "scans are drawn equally often"
+
+
+def test_whole_volumes(tiny_cohort: Tiny) -> None:
+    data = module(tiny_cohort, preprocessing=dataclasses.replace(SMALL, shape=(24, 24, 8)), batch_size=2)
+    (first, second) = data.train_dataloader()
+    assert first["image"].shape == (2, 1, 24, 24, 8)
+    assert sorted(first["patient_id"] + second["patient_id"]) == sorted(data.fold.train)
+    assert [batch["patient_id"][0] for batch in data.test_dataloader()] == list(TESTED)
+    assert "target" not in first
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({}, "patch and preprocessing.shape are both unset"),
+        ({"preprocessing": dataclasses.replace(SMALL, shape=(8, 8, 8)), "patches_per_epoch": 3}, "would be ignored"),
+    ],
+)
+def test_arguments_that_contradict_each_other(options: dict[str, Any], match: str, tiny_cohort: Tiny) -> None:
+    with pytest.raises(InputError, match=match):
+        module(tiny_cohort, **options)
