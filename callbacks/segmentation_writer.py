@@ -93,7 +93,8 @@ def native_mask(logit: np.ndarray, geometry: Geometry) -> np.ndarray:
         logit: Log-odds of liver on the preprocessed grid, shape (I, J, K).
         geometry: The way back. Voxels outside the preprocessed crop are background.
     """
-    return (to_native(logit, geometry, interpolation="linear", fill=-1.0) > 0.0).astype(np.uint8)
+    native = np.asarray(to_native(logit, geometry, interpolation="linear", fill=-1.0), dtype=np.float32)
+    return np.asarray(native > 0.0).astype(np.uint8)
 
 
 def measured(mask: np.ndarray, scan: Scan) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def fit(cli: HepastageCLI) -> None:
             f"{cli.directory.path}: this cell is already trained; test it with 'hepastage test --run', "
             "or remove the folder to train it again"
         )
-    if rank_zero_only.rank == 0:
+    if cli.trainer.is_global_zero:
         # all scans and masks are checked before the run directory is begun; Lightning's own call finds them done
         cli.datamodule.prepare_data()
         # a killed run leaves a part of its log: the new one must not be appended to it

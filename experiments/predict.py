@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -52,7 +53,7 @@ def run_predict(arguments: Sequence[str]) -> int:
     check_same_preprocessing(segmenters)
     check_no_overwriting({name: out / f"{name}.nii.gz" for name in images}, images.values())
     faults: list[str] = []
-    record = {
+    record: dict[str, Any] = {
         "segmenters": {segmenter.checkpoint_sha256: str(segmenter.identity.study) for segmenter in segmenters},
         "masks": {},
     }

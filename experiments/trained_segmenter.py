@@ -136,8 +136,8 @@ def module_of(config: dict[str, Any]) -> LightningModule:
 
 def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
     """The preprocessing of a saved configuration."""
-    values = dict(config["data"]["init_args"]["preprocessing"])
-    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values: dict[str, Any] = dict(config["data"]["init_args"]["preprocessing"])
+    return Preprocessing(**values)
 
 
 def best_device() -> torch.device:

@@ -88,14 +88,14 @@ class SegmentationModule(TaskModule):
     def _windowed(self, image: Tensor) -> Tensor:
         if self.window is not None:
             inferer = SlidingWindowInferer(self.window, sw_batch_size=2, overlap=self.overlap, mode="gaussian")
-            logits: Tensor = inferer(image, self.network)
-            return logits
+            windowed: Tensor = inferer(image, self.network)
+            return windowed
         size = image.shape[2:]
         padding: list[int] = []
         divisible_by = getattr(self.network, "divisible_by", (1, 1, 1))
         for extent, divisor in zip(reversed(size), reversed(divisible_by), strict=True):
             padding += [0, -extent % divisor]
-        logits = self.network(nn.functional.pad(image, padding))
+        logits: Tensor = self.network(nn.functional.pad(image, padding))
         return logits[..., : size[0], : size[1], : size[2]]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

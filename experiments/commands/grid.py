@@ -40,9 +40,10 @@ def handle_run(options: argparse.Namespace) -> int:
     from experiments.study import Study
 
     study = Study.load(options.study)
-    cohort, splits = options.cohort or study.cohort, options.splits or study.splits
-    missing = [name for name, value in (("cohort", cohort), ("splits", splits)) if value is None]
-    if missing:
+    cohort: Path | None = options.cohort or study.cohort
+    splits: Path | None = options.splits or study.splits
+    if cohort is None or splits is None:
+        missing = [name for name, value in (("cohort", cohort), ("splits", splits)) if value is None]
         raise InputError(*(f"{options.study}: {name}: is not set; set it there or give --{name}" for name in missing))
     failures = run_study(study, cohort, splits, options.runs, options.store or options.runs / "store")
     for failure in failures:
