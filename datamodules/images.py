@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib, isal_zlib
+from nibabel.spatialimages import HeaderDataError
 
 from datamodules.errors import InputError
 from datamodules.files import atomic_path
@@ -31,12 +32,11 @@ class Volume:
 
     Attributes:
         data: Shape (I, J, K), any real dtype, in the file's own axis order.
-        affine: Voxel indices to mm in RAS+ (x to the patient's right is negative in LPS, positive here),
-            shape (4, 4), float64.
+        affine: Voxel indices to mm in RAS+ (x grows to the patient's right), shape (4, 4), float64.
         path: The file it came from, for errors; None for a volume made in memory.
     """
 
-    data: npt.NDArray[np.generic]
+    data: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
     path: Path | None = None
 
@@ -193,9 +193,7 @@ def corner_drift(affine_a: npt.NDArray[np.float64], affine_b: npt.NDArray[np.flo
     return float(np.linalg.norm(voxels, axis=0).max())
 
 
-def write_nifti(
-    path: Path, data: npt.NDArray[np.generic], affine: npt.NDArray[np.float64], like: Path | None = None
-) -> None:
+def write_nifti(path: Path, data: npt.NDArray[Any], affine: npt.NDArray[np.float64], like: Path | None = None) -> None:
     """Write a volume as ``.nii`` or ``.nii.gz``, atomically; the same content gives the same bytes.
 
     Args:
@@ -275,7 +273,7 @@ def _shape(header: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
 def _dtype(header: nib.Nifti1Header, path: Path) -> np.dtype[np.generic]:
     try:
         dtype: np.dtype[np.generic] = header.get_data_dtype()
-    except (KeyError, nib.spatialimages.HeaderDataError) as error:  # KeyError: a code nibabel does not list
+    except (KeyError, HeaderDataError) as error:  # KeyError: a code nibabel does not list
         raise InputError(f"{path}: broken header: unknown data type; convert it again") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise InputError(f"{path}: voxels of type {dtype} are not a grey-value image; convert it to numbers")
@@ -291,7 +289,7 @@ def _affine(header: nib.Nifti1Header, path: Path) -> npt.NDArray[np.float64]:
     elif int(header["qform_code"]) > 0:
         try:
             affine = np.asarray(header.get_qform(), dtype=np.float64)
-        except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        except (ValueError, HeaderDataError) as error:
             raise InputError(f"{path}: broken header: its qform is no rotation; convert it again") from error
     else:
         raise InputError(
@@ -325,12 +323,12 @@ def _inflate(raw: bytes, path: Path, size: int, whole: bool = True) -> bytes:
         if whole and got == size and not stream.eof:
             # the end of the stream holds the checksum; reading on makes the library compare it
             stream.decompress(stream.unconsumed_tail, 1)
-    except (isal_zlib.error, zlib.error) as error:
+    except igzip_lib.IsalError as error:
         raise InputError(f"{path}: damaged gzip file ({error}); copy or convert it again") from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _scaled(stored: npt.NDArray[np.generic], header: nib.Nifti1Header, path: Path) -> npt.NDArray[np.generic]:
+def _scaled(stored: npt.NDArray[Any], header: nib.Nifti1Header, path: Path) -> npt.NDArray[Any]:
     data = stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     # the standard: a slope of 0 means that there is no scaling; NaN is how nibabel marks the same

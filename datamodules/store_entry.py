@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from datamodules.geometry import Geometry
 from datamodules.normalisation import Normalisation
-from datamodules.preprocessing import Geometry
 
 FORMAT_VERSION = 1
 """Part of every key: a change of what entries hold makes new entries instead of misreading old ones."""
