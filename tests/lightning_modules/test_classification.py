@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, softmax
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from torch import nn
+
+from datamodules.batch import Batch
+from lightning_modules.classification import PatientClassifier, patient_metrics, probabilities, youden_threshold
+from lightning_modules.direct_classification import DirectClassificationModule
+from lightning_modules.masked_classification import MaskedClassificationModule
+from lightning_modules.networks.volume_classifier import SliceClassifier
+
+
+def network(*ways: str) -> SliceClassifier:
+    return SliceClassifier("resnet10t", mask_injection=ways, aggregation="mean")
+
+
+def batch(**more: Any) -> Batch:
+    made: dict[str, Any] = {
+        "image": torch.randn(2, 1, 32, 32, 3), "target": torch.tensor([0, 1]), "patient_id": ["a", "b"],
+        "scan_id": ["a1", "b1"],
+    }  # fmt: skip
+    return {**made, **more}  # type: ignore[typeddict-item]  # tests make batches that are wrong
+
+
+def test_a_direct_arm_refuses_a_mask() -> None:
+    with pytest.raises(ValueError, match="a direct arm sees no mask"):
+        DirectClassificationModule(network("multiply"))
+    for probe in ("erase", "erase_box", "mask_only"):
+        with pytest.raises(ValueError, match="a direct arm sees no mask"):
+            DirectClassificationModule(network(probe))
+    module = DirectClassificationModule(network())
+    with pytest.raises(ValueError, match="a direct arm's batch holds a mask"):
+        module.outputs(batch(mask=torch.ones(2, 1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="a direct arm's batch holds a mask"):
+        module.training_step(batch(mask=torch.zeros(2, 1, 32, 32, 3)), 0)
+    logits, empty = module.outputs(batch())
+    assert logits.shape == (2, 1) and not empty.any()
+
+
+def test_a_masked_arm_needs_a_mask() -> None:
+    with pytest.raises(ValueError, match="mask_injection is empty"):
+        MaskedClassificationModule(network())
+    module = MaskedClassificationModule(network("multiply"))
+    with pytest.raises(ValueError, match="holds no mask"):
+        module.outputs(batch())
+    mask = torch.zeros(2, 1, 32, 32, 3)
+    mask[0, :, 8:20, 8:20] = 1
+    logits, empty = module.outputs(batch(mask=mask))
+    assert logits.shape == (2, 1)
+    assert empty.tolist() == [False, True]
+
+
+def test_a_masked_arm_does_not_see_the_outside() -> None:
+    module = MaskedClassificationModule(network("multiply")).eval()
+    mask = torch.zeros(2, 1, 32, 32, 3)
+    mask[:, :, 8:20, 8:20] = 1
+    first = batch(mask=mask)
+    other = dict(first)
+    other["image"] = torch.where(mask > 0, first["image"], torch.randn_like(first["image"]))
+    with torch.no_grad():
+        torch.testing.assert_close(module.outputs(first)[0], module.outputs(other)[0])  # type: ignore[arg-type]  # a copy
+
+
+def test_probabilities_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 40, (50, 1))
+    np.testing.assert_allclose(probabilities(logits)[:, 1], expit(logits[:, 0]), atol=1e-12)
+    several = rng.normal(0, 400, (50, 4))
+    np.testing.assert_allclose(probabilities(several), softmax(several, axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_metrics_against_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    target = rng.integers(0, classes, 60)
+    probability = rng.dirichlet(np.ones(classes), 60)
+    found = patient_metrics(target, probability)
+    score = probability[:, 1] if classes == 2 else probability
+    assert found["loss"] == pytest.approx(log_loss(target, probability))
+    assert found["accuracy"] == pytest.approx(accuracy_score(target, probability.argmax(1)))
+    assert found["auc"] == pytest.approx(roc_auc_score(target, score, multi_class="ovr"))
+
+
+def test_an_absent_class_has_no_area() -> None:
+    probability = np.array([[0.4, 0.6], [0.2, 0.8]])
+    assert np.isnan(patient_metrics(np.array([1, 1]), probability)["auc"])
+    three = np.array([[0.4, 0.3, 0.3], [0.2, 0.5, 0.3]])
+    assert np.isnan(patient_metrics(np.array([0, 1]), three)["auc"])
+    assert patient_metrics(np.array([0, 1]), three)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_youdens_threshold_is_the_best_of_all(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    target = np.r_[0, 1, rng.integers(0, 2, 30)]
+    score = np.round(expit(rng.normal(target, 1.2)), 2)  # with ties
+    threshold = youden_threshold(target, np.stack([1 - score, score], axis=1))
+
+    def youden(cut: float) -> float:
+        return float((score[target == 1] >= cut).mean() + (score[target == 0] < cut).mean() - 1)
+
+    assert youden(threshold) == pytest.approx(max(youden(cut) for cut in np.linspace(-0.005, 1.005, 405)))
+    assert not np.isin(threshold, score), "it sits between patients, not on one"
+
+
+def test_youdens_threshold_without_two_classes() -> None:
+    assert youden_threshold(np.array([1, 1]), np.array([[0.4, 0.6], [0.1, 0.9]])) == 0.5
+    backwards = np.array([[0.1, 0.9], [0.9, 0.1]])
+    assert youden_threshold(np.array([0, 1]), backwards) == 0.5, "no cut is better than chance"
+
+
+class Fixed(PatientClassifier):
+    """Says the batch's own logits."""
+
+    def __init__(self, classes: int = 2, positive_weight: float = 1.0) -> None:
+        super().__init__(classes, positive_weight)
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return batch["image"] + self.weight, torch.zeros(len(batch["scan_id"]), dtype=torch.bool)
+
+
+def test_the_loss_weighs_positives() -> None:
+    module = Fixed(positive_weight=3.0)
+    loss, _ = module._shared_step(batch(image=torch.tensor([[0.5], [-0.2]])))
+    expected = (-np.log(1 - expit(0.5)) - 3 * np.log(expit(-0.2))) / 2
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_target_beyond_the_classes() -> None:
+    with pytest.raises(ValueError, match=r"target 2 for a model of 2 classes; set model\.init_args\.classes"):
+        Fixed()._shared_step(batch(image=torch.zeros(2, 1), target=torch.tensor([0, 2])))
+    with pytest.raises(ValueError, match="classes=1"):
+        Fixed(classes=1)
+
+
+def test_the_threshold_is_chosen_on_validation_and_travels_in_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Fixed()
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    assert float(module.threshold) == 0.5
+    valid = batch(image=torch.tensor([[1.0], [2.0]]))
+    module.validation_step(valid, 0)
+    module.on_validation_epoch_end()
+    expected = (expit(1.0) + expit(2.0)) / 2
+    assert float(module.threshold) == pytest.approx(expected)
+    assert logged["valid/auc"] == 1.0
+    tested = batch(image=torch.tensor([[-3.0], [-5.0]]), scan_id=["c1", "d1"])
+    output = module.test_step(tested, 0)
+    module.on_test_epoch_end()
+    assert output["threshold"] == pytest.approx(expected), "test patients do not move it"
+    assert logged["test/auc"] == 0.0
+    again = Fixed()
+    again.load_state_dict(module.state_dict())
+    assert float(again.threshold) == pytest.approx(expected)
+
+
+def test_padded_duplicates_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Fixed()
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    first = batch(image=torch.tensor([[1.0], [-1.0]]), scan_id=["a", "b"], target=torch.tensor([1, 1]))
+    module.test_step(first, 0)
+    module.test_step(batch(image=torch.tensor([[1.0], [1.0]]), scan_id=["a", "a"], target=torch.tensor([1, 1])), 1)
+    module.on_test_epoch_end()
+    assert logged["test/accuracy"] == 0.5

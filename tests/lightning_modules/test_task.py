@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch.optim.lr_scheduler import PolynomialLR
+
+from lightning_modules.task import TaskModule, gather_by_id, rate_factor
+
+
+def test_rates_against_torchs_own_schedules() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    poly = PolynomialLR(optimizer, total_iters=50, power=0.9)
+    expected = []
+    for _ in range(51):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        poly.step()
+    ours = [rate_factor(step / 50, "poly", 0.0) for step in range(51)]
+    assert ours == pytest.approx(expected, abs=1e-9)
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 50)) for step in range(51)]
+    assert [rate_factor(step / 50, "cosine", 0.0) for step in range(51)] == pytest.approx(cosine, abs=1e-12)
+    assert {rate_factor(step / 50, "constant", 0.0) for step in range(51)} == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "poly"])
+def test_warm_up_rises_to_one_and_never_rests_at_zero(schedule: str) -> None:
+    steps = [rate_factor(step / 1000, schedule, 0.1) for step in range(1001)]  # type: ignore[arg-type]  # parametrised
+    assert 0 < steps[0] <= 1e-3
+    assert steps[:101] == sorted(steps[:101])
+    assert steps[100] == pytest.approx(1.0)
+    assert steps[50] == pytest.approx(0.5)
+    assert steps[101:] == sorted(steps[101:], reverse=True)
+    assert steps[-1] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=1e-12)
+    # the run may take a step more than was estimated
+    assert rate_factor(1.01, schedule, 0.1) == pytest.approx(steps[-1], abs=1e-9)  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, 2.0])
+def test_warm_up_outside_the_run(warmup: float) -> None:
+    with pytest.raises(ValueError, match="warmup"):
+        TaskModule(warmup=warmup)
+
+
+def test_one_process_gathers_its_own() -> None:
+    assert list(gather_by_id({"b": 2, "a": 1}).items()) == [("a", 1), ("b", 2)]
+
+
+def _gather(rank: int, store: str, out: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    # five scans on two ranks: a distributed sampler pads with the first one again
+    mine = {"s0": 0.0, "s2": 2.0, "s4": 4.0} if rank == 0 else {"s1": 1.0, "s3": 3.0, "s0": 0.0}
+    torch.save(list(gather_by_id(mine).items()), f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_gather_each_scan_once(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_gather, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert results[0] == results[1] == [(f"s{number}", float(number)) for number in range(5)]
