@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +23,10 @@ MAX_DEFLATE_RATIO = 1100
 MAX_CORNER_DRIFT = 0.1
 """How far the corners of image and mask may lie apart, in voxels: rounding in headers, not another grid."""
 
+# the library's type hints call the class an instance
+_GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)
+_MAX_SURPLUS = 2**24
+"""Bytes behind the voxels that are read over on the way to the checksum."""
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 
 
@@ -238,12 +242,21 @@ def _header(raw: bytes, path: Path, zipped: bool) -> nib.Nifti1Header:
     head = _inflate(raw[:65536], path, 544, whole=False) if zipped else raw[:544]
     if len(head) < 348:
         raise InputError(f"{path}: too short to be a NIfTI file; copy or convert it again")
-    sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}
-    kind = nib.Nifti1Header if 348 in sizes else nib.Nifti2Header if 540 in sizes else None
+    sizes = {"<": int.from_bytes(head[:4], "little"), ">": int.from_bytes(head[:4], "big")}
+    # the size also tells the byte order; nibabel would guess that from a field that may be broken
+    order, kind = next(
+        (
+            (order, kind)
+            for order, size in sizes.items()
+            for kind, known in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540))
+            if size == known
+        ),
+        ("<", None),
+    )
     if kind is None or (kind is nib.Nifti2Header and len(head) < 540):
         raise InputError(f"{path}: not a NIfTI file (its first bytes are no NIfTI header); convert it again")
     size = 348 if kind is nib.Nifti1Header else 540
-    header = kind(head[:size], check=False)
+    header = kind(head[:size], endianness=order, check=False)
     magic = bytes(header["magic"].tobytes()).rstrip(b"\0")[:3]
     if magic not in (b"n+1", b"n+2"):
         raise InputError(f"{path}: not a single-file NIfTI (its magic is {magic!r}); convert it to .nii.gz")
@@ -320,12 +333,23 @@ def _inflate(raw: bytes, path: Path, size: int, whole: bool = True) -> bytes:
             if got < size and not stream.eof:
                 break
             raw = stream.unused_data
-        if whole and got == size and not stream.eof:
-            # the end of the stream holds the checksum; reading on makes the library compare it
-            stream.decompress(stream.unconsumed_tail, 1)
-    except igzip_lib.IsalError as error:
+        if whole and got == size:
+            _read_to_checksum(stream, path)
+    except _GZIP_ERROR as error:
         raise InputError(f"{path}: damaged gzip file ({error}); copy or convert it again") from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_to_checksum(stream: Any, path: Path) -> None:
+    """Read a gzip stream to its end, where its checksum is: the library then compares it."""
+    surplus = 0
+    while not stream.eof:
+        more = len(stream.decompress(stream.unconsumed_tail, 65536))
+        surplus += more
+        if not more and not stream.unconsumed_tail:
+            raise InputError(f"{path}: the file ends before its checksum (truncated); copy or convert it again")
+        if surplus > _MAX_SURPLUS:
+            raise InputError(f"{path}: the file holds far more than its header promises; convert it again")
 
 
 def _scaled(stored: npt.NDArray[Any], header: nib.Nifti1Header, path: Path) -> npt.NDArray[Any]:
