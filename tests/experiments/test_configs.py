@@ -1,0 +1,127 @@
+"""Every shipped YAML is run: found by glob, so that none can be forgotten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from callbacks.run_directory import RunDirectory
+from datamodules.records import read_records
+from experiments.cli_words import shipped_names
+from experiments.grid import run_study
+from experiments.lightning_cli import fit_and_test, parsed, run_command
+from experiments.study import Study
+from tests.tiny import ONE_LOGGER, PREPROCESSING, TESTED, Tiny
+
+ROOT = Path(__file__).parents[2] / "experiments"
+CONFIGS = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+STUDIES = sorted(path.name for path in (ROOT / "studies").rglob("*.yaml"))
+
+SMALL_NETWORK = ["--model.init_args.network.init_args.features", "[4, 8, 8, 8]"]
+SMALL_SEGMENTER = [*PREPROCESSING, *SMALL_NETWORK, "--data.init_args.patch", "[16, 16, 8]"]
+WINDOW = ["--model.init_args.window", "[16, 16, 8]"]
+SMALL_CLASSIFIER = [*PREPROCESSING, "--model.init_args.network.init_args.backbone", "resnet10t"]
+
+# each YAML: the configurations that it is used with, in order, and what makes the whole small
+USE: dict[str, tuple[list[str], list[str]]] = {
+    "segmentation.yaml": (["segmentation"], [*SMALL_SEGMENTER, *WINDOW]),
+    "real_t2.yaml": (
+        ["segmentation", "real_t2"],
+        [*SMALL_SEGMENTER, "--data.init_args.patches_per_epoch", "4", "--trainer.precision", "32-true"],
+    ),
+    "direct.yaml": (["direct"], SMALL_CLASSIFIER),
+    "masked_attention_resnet.yaml": (["masked_attention_resnet"], SMALL_CLASSIFIER),
+    "demo/segmentation.yaml": (["segmentation", "demo/segmentation"], [*PREPROCESSING, *SMALL_NETWORK]),
+    "demo/classification.yaml": (["direct", "demo/classification"], PREPROCESSING),
+}
+STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
+
+
+def test_none_is_forgotten() -> None:
+    assert set(CONFIGS) == set(USE), "a new configuration needs an entry in USE: what it is used with"
+    assert set(STUDIES) == set(STUDY_USE), "a new study needs an entry in STUDY_USE"
+    assert shipped_names() == CONFIGS, "what the error message lists"
+
+
+def words_of(name: str, tiny: Tiny, runs: Path) -> list[str]:
+    configs, small = USE[name]
+    return [*tiny.words(*configs, runs=runs), *small, *ONE_LOGGER, "--trainer.accelerator", "cpu"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_few_batches(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+    limits = {"limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": 1, "check_val_every_n_epoch": 1}
+    more = [word for key, value in limits.items() for word in (f"--trainer.{key}", str(value))]
+    assert run_command("fit", [*words_of(name, tiny_cohort, tmp_path), *more]) == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_epoch_leaves_all_that_is_promised(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+    words = [*words_of(name, tiny_cohort, tmp_path), "--trainer.max_epochs", "1"]
+    words += ["--trainer.check_val_every_n_epoch", "1"]
+    assert not fit_and_test(words)
+    (config,) = tmp_path.glob("*/*/*/config.yaml")
+    run = RunDirectory(config.parent)
+    assert yaml.safe_load(config.read_text())["trainer"]["max_epochs"] == 1
+    assert run.identity().cell == run.path.name
+    assert {path.name for path in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert any("train/loss" in json.loads(line) for line in run.metrics.read_text().splitlines())
+    assert set(run.finished()) == {"fit", "test"}
+    others = [path for path in run.path.rglob("*") if path.is_file() and path != run.done]
+    assert run.done.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in others)
+    rows = read_records(run.predictions)
+    assert sorted(rows["patient_id"]) == sorted(TESTED)
+    assert ("dice" if run.identity().role == "segmenter" else "prob") in rows
+    again = parsed("test", ["-c", str(config), "--runs", str(tmp_path)])
+    assert again.directory.path == run.path, "the saved configuration means the same cell"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_role_is_that_of_the_model(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+    resolved = parsed("fit", words_of(name, tiny_cohort, tmp_path)).resolved
+    assert (resolved["role"] == "segmenter") == ("Segmentation" in resolved["model"]["class_path"])
+
+
+def test_the_arms_differ_in_the_mask_alone(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    """A comparison of two arms is fair when nothing else differs: compared key by key, as resolved."""
+
+    def flat(value: object, prefix: str = "") -> dict[str, object]:
+        if isinstance(value, dict):
+            return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}").items()}
+        return {prefix: value}
+
+    resolved = [
+        flat(parsed("fit", [*tiny_cohort.words(name, runs=tmp_path), *ONE_LOGGER]).resolved)
+        for name in ("direct", "masked_attention_resnet")
+    ]
+    first, second = resolved
+    different = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    assert different == {
+        ".model.class_path",
+        ".model.init_args.network.init_args.mask_injection",
+        ".data.init_args.mask_source",
+    }
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_run_to_the_end(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+    study = Study.load(ROOT / "studies" / name)
+    small = {
+        "trainer.max_epochs": "1", "trainer.check_val_every_n_epoch": "1", "trainer.accelerator": "cpu",
+        PREPROCESSING[0].lstrip("-"): PREPROCESSING[1], ONE_LOGGER[0].lstrip("-"): ONE_LOGGER[1],
+    }  # fmt: skip
+    store = tiny_cohort.folder / "store"
+    assert run_study(study, tiny_cohort.cohort, tiny_cohort.splits, tmp_path, store, small) == []
+    runs = [RunDirectory(path.parent) for path in tmp_path.glob(f"{study.name}/*/*/done.json")]
+    cells = sorted((run.identity().arm, run.identity().fold) for run in runs)
+    assert cells == sorted((arm, fold) for arm in STUDY_USE[name] for fold in range(2))
+    for run in runs:
+        rows = read_records(run.predictions)
+        assert sorted(rows["patient_id"]) == sorted(TESTED)
+        assert set(rows["study"]) == {study.name}
+        if run.identity().role == "classifier":
+            assert rows["quality"].notna().all(), "a direct arm is shown by bands of segmentation quality as well"
+    assert run_study(study, tiny_cohort.cohort, tiny_cohort.splits, tmp_path, store, small) == []
