@@ -45,7 +45,7 @@ def labels(frame: pd.DataFrame, variable: str) -> pd.Series:
     raw = frame[variable]
     if variable == "age":
         low, high = AGE_EDGES
-        names = [f"under {low}", f"{low} to {high - 1}", f"{high} and over"]
+        names = [f"0 to {low - 1}", f"{low} to {high - 1}", f"{high} and over"]
         text = pd.cut(raw, [-1, low - 1e-9, high - 1e-9, 200], labels=names).astype("string")
     elif variable == "quality":
         text = ("band " + raw.astype("string")).astype("string")

@@ -27,6 +27,7 @@ from datamodules.files import sha256_of_json, write_json, write_text
 from datamodules.splits import Splits
 from experiments.cli_errors import explained, misfits
 from experiments.cli_words import expand_run, with_shipped
+from experiments.quiet import quieten_lightning
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 """Data arguments that say where something lies, not what it is; a cell's id does not depend on them."""
@@ -51,6 +52,7 @@ class HepastageCLI(LightningCLI):
         self.arguments = list(arguments)
         self.directory: RunDirectory
         self.identity: Identity
+        quieten_lightning()
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,

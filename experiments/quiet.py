@@ -16,9 +16,6 @@ def quieten() -> None:
     # tenth of their speed; this bound costs a tenth on an idle machine
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # devices and seed stand in the run's provenance; the progress line says the rest
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning and MONAI call functions that PyTorch has deprecated; nothing a user can change
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface.*")
@@ -30,3 +27,10 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     # small cohorts have fewer batches than Lightning's logging interval; metrics are logged by epoch
     warnings.filterwarnings("ignore", message=r".*The number of training batches .* is smaller than the logging.*")
+
+
+def quieten_lightning() -> None:
+    """Keep Lightning's own talk off the screen; to be called after it is imported, which sets its levels."""
+    # devices and seed stand in the run's provenance; the progress line says the rest
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -22,7 +22,7 @@ _THUMBNAILS = 6
 _IDENTITY = frozenset({"run", "arm", "seed", "fold", "cell", "role", "study"})
 """Facts that tell runs apart; the tables name them already."""
 STRATA_NAMES = {
-    "quality": "By segmentation quality (band as recorded in the run)",
+    "quality": "By segmentation quality (band 1 poor, 2 fair, 3 good)",
     "source": "By source",
     "sequence": "By sequence",
     "sex": "By sex",
