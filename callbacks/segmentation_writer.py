@@ -11,17 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.overlays import write_overlay
 from callbacks.prediction_writer import datamodule_of, write_rows
 from callbacks.run_directory import RunDirectory
-from datamodules.cohort import Scan
-from datamodules.images import read_image, read_mask, write_nifti
+from datamodules.images import read_image, read_mask, spacing_of, write_nifti
 from datamodules.masks import quality_band
 from datamodules.preprocessing import Geometry, to_native
-from lightning_modules.metrics.segmentation import (
-    average_symmetric_surface_distance_mm,
-    dice,
-    hausdorff95_mm,
-    iou,
-    volume_ml,
-)
+from lightning_modules.metrics.segmentation import segmentation_scores, volume_ml
 from lightning_modules.task import gather_by_id
 
 
@@ -53,14 +46,14 @@ class SegmentationWriter(Callback):
         for logits, scan_id in zip(outputs["logits"], outputs["scan_id"], strict=True):
             scan = datamodule.cohort.scan(scan_id)
             mask = native_mask(liver_logit(logits), datamodule.store.entry(scan).geometry)
+            image = read_image(scan.image)
+            reference = None if scan.mask is None else read_mask(scan.mask, scan.mask_labels).data
             if self.masks:
-                affine = read_image(scan.image).affine
-                write_nifti(run.path / "masks" / f"{scan_id}.nii.gz", mask, affine, like=scan.image)
-            row = measured(mask, scan)
-            self._rows[scan_id] = {**datamodule.facts(scan_id), "mask_source": "none", **row}
+                write_nifti(run.path / "masks" / f"{scan_id}.nii.gz", mask, image.affine, like=scan.image)
             if self.overlays:
-                reference = None if scan.mask is None else read_mask(scan.mask, scan.mask_labels).data
-                write_overlay(run.overlays / f"{scan_id}.png", read_image(scan.image), mask, reference)
+                write_overlay(run.overlays / f"{scan_id}.png", image, mask, reference)
+            row = measured(mask, reference, spacing_of(image.affine))
+            self._rows[scan_id] = {**datamodule.facts(scan_id), "mask_source": "none", **row}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather all ranks' rows, write the record once and log the means."""
@@ -97,28 +90,21 @@ def native_mask(logit: np.ndarray, geometry: Geometry) -> np.ndarray:
     return np.asarray(native > 0.0).astype(np.uint8)
 
 
-def measured(mask: np.ndarray, scan: Scan) -> dict[str, Any]:
-    """Metrics of a native-grid mask against the scan's reference.
+def measured(mask: np.ndarray, reference: np.ndarray | None, spacing: tuple[float, float, float]) -> dict[str, Any]:
+    """Metrics of a native-grid mask against a reference.
 
     Args:
-        mask: uint8 on the native grid.
-        scan: The scan; without a reference only the volume is known.
+        mask: uint8 on the native grid, shape (I, J, K).
+        reference: Reference mask on the same grid; without one only the volume is known.
+        spacing: Voxel size in mm along the axes.
 
     Returns:
         ``dice``, ``iou``, ``hd95_mm``, ``assd_mm``, ``volume_ml``, ``reference_volume_ml`` and ``quality``;
         None where there is no reference.
     """
-    image = read_image(scan.image)
-    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-    mm = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     row: dict[str, Any] = dict.fromkeys(("dice", "iou", "hd95_mm", "assd_mm", "reference_volume_ml", "quality"))
-    row["volume_ml"] = volume_ml(mask, mm)
-    if scan.mask is not None:
-        reference = read_mask(scan.mask, scan.mask_labels).data
-        row["dice"] = dice(mask, reference)
-        row["iou"] = iou(mask, reference)
-        row["hd95_mm"] = hausdorff95_mm(mask, reference, mm)
-        row["assd_mm"] = average_symmetric_surface_distance_mm(mask, reference, mm)
-        row["reference_volume_ml"] = volume_ml(reference, mm)
-        row["quality"] = quality_band(row["dice"])
-    return row
+    if reference is None:
+        return {**row, "volume_ml": volume_ml(mask, spacing)}
+    scores = segmentation_scores(mask, reference, spacing)
+    names = ("dice", "iou", "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml")
+    return {**{name: getattr(scores, name) for name in names}, "quality": quality_band(scores.dice)}

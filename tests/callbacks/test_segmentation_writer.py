@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from callbacks.segmentation_writer import liver_logit, measured, native_mask
-from datamodules.cohort import Cohort
-from datamodules.images import read_image, read_mask
+from datamodules.images import read_image, read_mask, spacing_of
 from datamodules.preprocessing import Preprocessing, preprocess
 from tests.tiny import SHAPE, Tiny, affine_of, phantom, write
 
@@ -56,22 +55,19 @@ def test_log_odds() -> None:
 def test_measures_in_mm_and_ml(tiny_cohort: Tiny) -> None:
     scan = tiny_cohort.table.scan("P02_T2W")
     assert scan.mask is not None
-    reference = np.asarray(nib.load(scan.mask).dataobj)
-    row = measured(reference, scan)
+    image = nib.load(scan.mask)
+    reference, spacing = np.asarray(image.dataobj), spacing_of(image.affine)
+    row = measured(reference, reference, spacing)
     assert (row["dice"], row["iou"], row["hd95_mm"], row["assd_mm"], row["quality"]) == (1.0, 1.0, 0.0, 0.0, 3)
     # a voxel has 10 x 10 x 20 mm, 2 ml, whatever the tilt
     assert row["volume_ml"] == pytest.approx(2.0 * reference.sum()) == row["reference_volume_ml"]
     shifted = np.roll(reference, 1, axis=0)
-    row = measured(shifted, scan)
+    row = measured(shifted, reference, spacing)
     assert row["dice"] == pytest.approx(2 * (shifted & reference).sum() / (2 * reference.sum()))
     assert row["hd95_mm"] == pytest.approx(10.0)
 
 
-def test_without_a_reference_only_the_volume_is_known(tiny_cohort: Tiny) -> None:
-    table = tiny_cohort.table
-    frame = table.frame.copy()
-    frame[["mask", "mask_labels"]] = None
-    scan = Cohort(frame, table.root).scan("P02_T2W")
-    row = measured(np.ones(SHAPE, np.uint8), scan)
+def test_without_a_reference_only_the_volume_is_known() -> None:
+    row = measured(np.ones(SHAPE, np.uint8), None, (10.0, 10.0, 20.0))
     assert row["volume_ml"] == pytest.approx(2.0 * np.prod(SHAPE))
     assert {row[name] for name in row if name != "volume_ml"} == {None}
