@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks.provenance import provenance_record, wandb_id
+from callbacks.provenance import provenance_record
 from callbacks.run_directory import Identity, RunDirectory
 from datamodules.base import CohortDataModule
 from datamodules.cohort import Cohort
@@ -28,6 +27,7 @@ from datamodules.splits import Splits
 from experiments.cli_errors import explained, misfits
 from experiments.cli_words import expand_run, with_shipped
 from experiments.quiet import quieten_lightning
+from experiments.wandb_runs import finish_wandb, is_wandb, log_everywhere, place_wandb
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 """Data arguments that say where something lies, not what it is; a cell's id does not depend on them."""
@@ -101,8 +101,7 @@ class HepastageCLI(LightningCLI):
         for key in PATH_KEYS:
             shown["data"]["init_args"].pop(key, None)
         shown.pop("runs", None)
-        for logger in self.trainer.loggers:
-            logger.log_hyperparams({**shown, **dataclasses.asdict(self.identity)})
+        log_everywhere(self.trainer.loggers, {**shown, **dataclasses.asdict(self.identity)})
 
 
 class _Parser(LightningArgumentParser):
@@ -126,7 +125,9 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     Raises:
         InputError: The request was wrong.
     """
-    run_dir, which, rest = expand_run(command, list(arguments))
+    # jsonargparse prints what it has read so far: the word must come last
+    words = sorted(arguments, key=lambda word: word.startswith("--print_config"))
+    run_dir, which, rest = expand_run(command, words)
     cli = parsed(command, rest)
     if run_dir is not None and cli.directory.path != run_dir.path:
         raise InputError(
@@ -221,8 +222,8 @@ def fit(cli: HepastageCLI) -> None:
         cli.directory.metrics.unlink(missing_ok=True)
         cli.directory.predictions.unlink(missing_ok=True)
         cli.directory.done.unlink(missing_ok=True)
-    cli.record()
     cli.log_configuration()
+    cli.record()
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     except SystemExit as stop:
@@ -238,19 +239,10 @@ def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
     """Close the loggers, mark the command as done and say where everything lies."""
     for logger in cli.trainer.loggers:
         logger.finalize("success")
-    close_wandb(cli.trainer)
+    finish_wandb(cli.trainer.loggers)
     if cli.trainer.is_global_zero:
         cli.directory.mark_done(command, **facts)
         sys.stderr.write(f"{command} done: {_shown(cli.directory.path)}\n")
-
-
-def close_wandb(trainer: Trainer) -> None:
-    """End the W&B run, so that the next cell of this process gets one of its own."""
-    for logger in trainer.loggers:
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
-
-            wandb.finish()
 
 
 def identity_of(resolved: dict[str, Any]) -> Identity:
@@ -305,21 +297,8 @@ def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> No
         settings = logger.init_args
         if "save_dir" in settings:
             settings.save_dir = str(directory.path)
-        if logger.class_path.endswith("WandbLogger"):
-            import wandb
-
-            # takes WANDB_SILENT in: Lightning sets an option that the client warns about at every start
-            wandb.setup()
-            settings.id = wandb_id(identity)
-            settings.name = f"{identity.arm} fold {identity.fold} seed {identity.seed}"
-            extra = dict(logger.get("dict_kwargs") or {})
-            logger.dict_kwargs = {
-                "group": identity.study,
-                "job_type": identity.role,
-                "tags": [identity.arm],
-                "resume": "allow",
-                **extra,
-            }
+        if is_wandb(logger.class_path):
+            place_wandb(logger, identity)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -9,9 +9,10 @@ import warnings
 
 def quieten() -> None:
     """Filter warnings that nobody here can act on; all others are kept."""
-    # W&B works without an account and without asking, unless the user has decided otherwise
-    os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    # the client would note command words, folders and printed text, and with them paths and perhaps patients
+    os.environ.setdefault("WANDB_X_DISABLE_META", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")
     # a thread that waits spins for long by default: where another process has its core, small layers crawl at a
     # tenth of their speed; this bound costs a tenth on an idle machine
     if "OMP_WAIT_POLICY" not in os.environ:
