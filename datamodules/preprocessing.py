@@ -23,7 +23,8 @@ _HALF = np.float32(0.5 - 1e-5)
 """A voxel with half a share of mask counts, whatever the rounding of the share."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+# no slots: jsonargparse reads a default's values from its __dict__
+@dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """What is done to each scan before any network sees it. Part of the store's key.
 
