@@ -61,6 +61,10 @@ class CohortDataModule(LightningDataModule):
         augmentation: BatchedAugmentation | None,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data.init_args.batch_size is {batch_size}; give 1 or more")
+        if workers < 0:
+            raise InputError(f"data.init_args.workers is {workers}; give 0 or more")
         whole = Cohort.load(cohort)
         self.cohort = whole.select(sequences=sequences)
         self.splits = None if splits is None else Splits.load(Path(splits), whole)

@@ -134,8 +134,8 @@ class MaskSet:
                 faults.append(f"{path}: no such file; run 'hepastage masks' again, it makes what is missing")
             elif sha256_of_file(path) != record.sha256:
                 faults.append(
-                    f"{path}: is not the mask that {RECORD} vouches for (its content has changed); run 'hepastage masks' "
-                    "again, it makes what is changed"
+                    f"{path}: is not the mask that {RECORD} vouches for (its content has changed); run 'hepastage "
+                    "masks' again, it makes what is changed"
                 )
         return faults
 

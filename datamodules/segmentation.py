@@ -15,6 +15,9 @@ from datamodules.errors import InputError
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Entry, Store
 
+DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0))
+"""Where the configuration names no grid: spacing alone: patches need no common size."""
+
 
 class SegmentationDataModule(CohortDataModule):
     """Scans with reference masks.
@@ -54,7 +57,7 @@ class SegmentationDataModule(CohortDataModule):
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
     ) -> None:
-        preprocessing = preprocessing or Preprocessing(spacing=(2.0, 2.0, 6.0))
+        preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(cohort, splits, fold, store, preprocessing, [sequence], batch_size, workers, augmentation)
         if patch is None and preprocessing.shape is None:
             raise InputError(
@@ -64,6 +67,10 @@ class SegmentationDataModule(CohortDataModule):
             raise InputError(
                 "data.init_args.patches_per_epoch would be ignored without a patch; set patch or remove it"
             )
+        if not 0.0 <= foreground <= 1.0:
+            raise InputError(f"data.init_args.foreground is {foreground}; give a share between 0 and 1")
+        if patches_per_epoch is not None and patches_per_epoch < 1:
+            raise InputError(f"data.init_args.patches_per_epoch is {patches_per_epoch}; give 1 or more")
         self.patch = patch
         self.patches_per_epoch = patches_per_epoch
         self.foreground = foreground
@@ -198,11 +205,8 @@ def random_window(
     for axis in range(3):
         extent, size = entry.shape[axis], patch[axis]
         room = max(0, extent - size)
-        if centre is None:
-            start = int(rng.integers(room + 1))
-        else:
-            start = int(np.clip(int(centre[axis]) - size // 2, 0, room))
-        slices.append(slice(start, min(extent, start + size)))
+        start = rng.integers(room + 1) if centre is None else np.clip(int(centre[axis]) - size // 2, 0, room)
+        slices.append(slice(int(start), min(extent, int(start) + size)))
     return slices[0], slices[1], slices[2]
 
 

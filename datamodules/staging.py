@@ -17,6 +17,9 @@ from datamodules.masks import MaskSet
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
 
+DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
+"""Where the configuration names no grid: volumes of one size at a body's usual extent."""
+
 
 class Examination:
     """One patient's visit: at most one scan of each sequence.
@@ -81,7 +84,7 @@ class StagingDataModule(CohortDataModule):
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
     ) -> None:
-        preprocessing = preprocessing or Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
+        preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
         if preprocessing.shape is None:
             raise InputError("data.init_args.preprocessing.shape is not set; staging needs volumes of one size")

@@ -71,6 +71,17 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
         return ["data.init_args.mask_source: is none, but a masked arm needs masks; set it to out_of_fold"]
     if isinstance(model, SegmentationModule) != isinstance(datamodule, SegmentationDataModule):
         return [f"data.class_path: {type(datamodule).__name__} does not serve {type(model).__name__}; change one"]
+    if isinstance(model, SegmentationModule) and isinstance(datamodule, SegmentationDataModule):
+        # whole volumes are padded for prediction, patches for training are not
+        name, size = "data.init_args.patch", datamodule.patch
+        if size is None:
+            name, size = "data.init_args.preprocessing.shape", datamodule.store.preprocessing.shape
+        divisor = getattr(model.network, "divisible_by", (1, 1, 1))
+        return [
+            f"{key}: {list(edges)} does not suit the network's strides; give multiples of {list(divisor)}"
+            for key, edges in ((name, size), ("model.init_args.window", model.window))
+            if edges is not None and any(edge % factor for edge, factor in zip(edges, divisor, strict=True))
+        ]
     if isinstance(model, StagingModule) != isinstance(datamodule, StagingDataModule):
         return [f"data.class_path: {type(datamodule).__name__} does not serve {type(model).__name__}; change one"]
     if isinstance(model, PatientClassifier) and model.classes != len(datamodule.rule.class_names):

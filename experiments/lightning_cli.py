@@ -269,6 +269,8 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
         content["trainer"].pop(key, None)
     cell = sha256_of_json({"config": content, "cohort": cohort.sha256, "split": split_sha256})[:12]
     seed = resolved["seed_everything"]
+    if isinstance(seed, bool):
+        raise InputError("seed_everything: is false; a cell is named by its seed, give a whole number")
     return Identity(
         study=resolved["study"],
         arm=resolved["arm"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,9 +137,12 @@ def module_of(config: dict[str, Any]) -> LightningModule:
 
 
 def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
-    """The preprocessing of a saved configuration."""
-    values: dict[str, Any] = dict(config["data"]["init_args"]["preprocessing"])
-    return Preprocessing(**values)
+    """The preprocessing of a saved configuration; its data module's default where it names none."""
+    values = config["data"]["init_args"]["preprocessing"]
+    if values is None:
+        default = importlib.import_module(config["data"]["class_path"].rpartition(".")[0]).DEFAULT_GRID
+        return Preprocessing(**dataclasses.asdict(default))
+    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def best_device() -> torch.device:

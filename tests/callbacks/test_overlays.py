@@ -24,7 +24,7 @@ def drawn(path: Path, kind: str, slices: int = 3, mask: np.ndarray | None = None
 def test_the_patients_right_is_on_the_left_for_every_affine(tmp_path: Path) -> None:
     pictures = [drawn(tmp_path / f"{kind}.png", kind, slices=1) for kind in ("ras", "lps")]
     # the same anatomy, stored in turned voxels, gives the same picture
-    np.testing.assert_array_equal(*pictures)
+    np.testing.assert_array_equal(pictures[0], pictures[1])
     _, columns = np.nonzero(coloured(pictures[0], PREDICTED))
     assert len(columns) > 20
     assert columns.mean() < 0.45 * pictures[0].shape[1], "the liver lies on the patient's right"

@@ -76,7 +76,9 @@ def test_two_processes_write_what_one_writes(tiny_cohort: Tiny, tmp_path: Path) 
     alone, together = begun(tmp_path / "one"), begun(tmp_path / "two")
     write_from(0, str(tiny_cohort.cohort), str(tiny_cohort.splits), str(alone.path), list(LOGITS)[:3])
     arguments = (str(tmp_path / "store"), str(tiny_cohort.cohort), str(tiny_cohort.splits), str(together.path))
-    torch.multiprocessing.spawn(_rank, arguments, nprocs=2)
+    torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]  # untyped in torch
+        _rank, arguments, nprocs=2
+    )
     pd.testing.assert_frame_equal(read_records(together.predictions), read_records(alone.predictions))
 
 

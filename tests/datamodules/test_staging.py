@@ -40,8 +40,8 @@ def items(data: StagingDataModule) -> dict[str, dict[str, Any]]:
     """Every examination of all parts as it reaches the batch, by patient."""
     found = {}
     for part in ("train", "valid", "test"):
-        dataset = data.dataset(part)  # type: ignore[arg-type]  # a literal in a loop is a str to mypy
-        for index in range(len(data.items(part))):  # type: ignore[arg-type]  # as above
+        dataset = data.dataset(part)
+        for index in range(len(data.items(part))):
             item = dataset[index]
             found[item["patient_id"]] = item
     return found

@@ -163,8 +163,8 @@ def spoiled_table(copy: Tiny, change: Callable[[pd.DataFrame], pd.DataFrame]) ->
 
 
 def double(frame: pd.DataFrame) -> pd.DataFrame:
-    frame.loc[4, "scan_id"] = frame.loc[1, "scan_id"]
-    return frame
+    ids = frame["scan_id"].tolist()
+    return frame.assign(scan_id=[*ids[:4], ids[1], *ids[5:]])
 
 
 def unknown_column(frame: pd.DataFrame) -> pd.DataFrame:

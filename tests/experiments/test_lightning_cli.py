@@ -240,6 +240,23 @@ def test_model_and_data_that_contradict_each_other(
     assert len(caught.value.faults[0]) < 400
 
 
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--data.init_args.patch", "[10, 16, 8]"], r"patch: \[10, 16, 8\] does not suit .* multiples of \[8, 8, 4\]"),
+        (["--data.init_args.preprocessing.shape", "[24, 20, 8]"], r"preprocessing\.shape: \[24, 20, 8\]"),
+        (["--model.init_args.window", "[16, 16, 9]"], r"model\.init_args\.window: \[16, 16, 9\]"),
+        (["--data.init_args.foreground", "3"], "foreground is 3.0; give a share"),
+        (["--data.init_args.batch_size", "0"], "batch_size is 0; give 1 or more"),
+        (["--data.init_args.workers", "-1"], "workers is -1; give 0 or more"),
+        (["--seed_everything", "false"], "seed_everything: is false"),
+    ],
+)
+def test_values_that_cannot_be(more: list[str], match: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=match):
+        parsed("fit", [*tiny_cohort.words("segmentation", runs=tmp_path), *SEGMENTER, *more])
+
+
 def test_a_segmenter_gets_no_classification_data(tiny_cohort: Tiny, tmp_path: Path) -> None:
     words = tiny_cohort.words("segmentation", runs=tmp_path)
     with pytest.raises(InputError, match="does not serve SegmentationModule"):

@@ -47,8 +47,8 @@ def test_masks_are_out_of_fold_and_say_who_made_them(made: Path, tiny_cohort: Ti
         assert makers and all(scan.patient_id not in maker.trained_on for maker in makers)
         assert len(makers) == (2 if scan.patient_id in TESTED else 1)
         assert entry.sha256 == sha256_of_file(made / entry.file)
-    for fold in split.folds:
-        assert record.leaks(scans, fold.test) == []
+    for part in split.folds:
+        assert record.leaks(scans, part.test) == []
 
 
 def test_masks_lie_on_the_images_voxels(made: Path, tiny_cohort: Tiny) -> None:

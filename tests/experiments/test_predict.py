@@ -141,10 +141,11 @@ def test_new_patients_get_the_probabilities_of_the_test(
     rows = pd.read_csv(tmp_path / "predictions.csv").set_index("scan_id")
     assert len(rows) == 12
     tested = read_records(classifier.predictions).set_index("scan_id")
-    for scan_id, row in tested.iterrows():
-        assert rows.loc[scan_id, "logit"] == pytest.approx(row["logit"], abs=2e-3), "the store keeps 16 bits"
-        assert rows.loc[scan_id, "prob"] == pytest.approx(float(expit(rows.loc[scan_id, "logit"])), abs=1e-6)
-        assert rows.loc[scan_id, "threshold"] == pytest.approx(row["threshold"])
+    for scan_id in tested.index.tolist():
+        new, row = rows.loc[scan_id], tested.loc[scan_id]
+        assert new["logit"] == pytest.approx(row["logit"], abs=2e-3), "the store keeps 16 bits"
+        assert new["prob"] == pytest.approx(float(expit(new["logit"])), abs=1e-6)
+        assert new["threshold"] == pytest.approx(row["threshold"])
 
 
 def test_an_arm_that_sees_a_mask_asks_for_one(
@@ -166,6 +167,14 @@ def test_an_arm_that_sees_a_mask_asks_for_one(
     shutil.copy(tiny_cohort.folder / "masks" / "P02_T2W.nii.gz", masks)
     assert main([*words, "--masks", str(masks)]) == 0
     assert len(pd.read_csv(tmp_path / "o" / "predictions.csv")) == 2
+
+
+def test_a_configuration_without_a_grid_means_its_data_modules_default() -> None:
+    from datamodules.segmentation import DEFAULT_GRID
+    from experiments.trained_segmenter import preprocessing_of
+
+    path = "datamodules.segmentation.SegmentationDataModule"
+    assert preprocessing_of({"data": {"class_path": path, "init_args": {"preprocessing": None}}}) == DEFAULT_GRID
 
 
 @pytest.mark.real

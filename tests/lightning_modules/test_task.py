@@ -60,6 +60,8 @@ def _gather(rank: int, store: str, out: str) -> None:
 
 
 def test_two_processes_gather_each_scan_once(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_gather, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]  # untyped in torch
+        _gather, (str(tmp_path / "store"), str(tmp_path)), nprocs=2
+    )
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert results[0] == results[1] == [(f"s{number}", float(number)) for number in range(5)]
