@@ -21,7 +21,7 @@ from datamodules.phantom_signal import SequenceTiming, tissue_signals
 MATRIX = (144, 112)
 SUBSLICE_MM = 3.5
 """Thickness of the layers that are averaged to a slice."""
-MARKER_RADIUS_MM = 8.0
+MARKER_RADIUS_MM = 11.0
 ORIENTATIONS = ((1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, 1), (-1, -1, -1))
 """Signs of the voxel axes in RAS+: RAS, LAS, LPS, RPS, LPI."""
 ORIENTATION_SHARES = (0.2, 0.25, 0.35, 0.1, 0.1)
