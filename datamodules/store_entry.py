@@ -24,7 +24,7 @@ FOREGROUND_SAMPLE = 20_000
 """Voxels of the mask that an entry lists: enough to draw patches from, small enough to keep in memory."""
 _LEVELS = 65_534
 _COARSEST_STEP = 0.005
-"""Where one int16 step would be more than this in normalised units (an extreme outlier), float32 is stored."""
+"""Where one int16 step would be more than this share of the body's spread (an extreme outlier), float32 is stored."""
 
 
 class DamagedEntryError(Exception):
@@ -224,7 +224,9 @@ def quantise(
         gain, shift = normalisation.gain, normalisation.offset
     low, high = (float(end) * gain + shift for end in (image.min(), image.max()))
     step = (high - low) / _LEVELS
-    if step == 0 or (step > _COARSEST_STEP and normalisation.gain != 1.0):
+    # what the body's intensities spread over after normalisation; histogram matching makes that a share of 1
+    spread = 1.0 if normalisation.source else normalisation.std * normalisation.gain
+    if step == 0 or step > _COARSEST_STEP * spread:
         return image * np.float32(gain) + np.float32(shift), 1.0, 0.0
     offset = (low + high) / 2
     stored = np.empty(image.shape, dtype=np.int16)
@@ -244,9 +246,8 @@ def _sample(mask: npt.NDArray[np.uint8] | None, key: str) -> npt.NDArray[np.int3
     inside = np.flatnonzero(mask.view(np.bool_))
     if len(inside) > FOREGROUND_SAMPLE:
         # one voxel from each of as many equal parts; the key seeds the choice, so it is the same on every machine
-        edges = np.linspace(0, len(inside), FOREGROUND_SAMPLE + 1)
-        jitter = np.random.default_rng(int(key[:16], 16)).random(FOREGROUND_SAMPLE)
-        inside = inside[(edges[:-1] + jitter * np.diff(edges)).astype(np.intp)]
+        edges = np.arange(FOREGROUND_SAMPLE + 1) * len(inside) // FOREGROUND_SAMPLE
+        inside = inside[np.random.default_rng(int(key[:16], 16)).integers(edges[:-1], edges[1:])]
     return np.stack(np.unravel_index(inside, mask.shape), axis=1).astype(np.int32)
 
 

@@ -128,15 +128,20 @@ def test_rounding_of_a_header_costs_no_slice() -> None:
 
 
 @LAWS
-@given(affines(), SHAPES, st.tuples(*[st.floats(0.5, 1.25)] * 3), st.floats(0.28, 0.42))
+@given(
+    affines(),
+    st.tuples(st.integers(40, 64), st.integers(40, 64), st.sampled_from([2, 3, 9, 24])),
+    st.tuples(st.floats(0.5, 1.25), st.floats(0.5, 1.25), st.floats(0.4, 1.0)),
+    st.floats(0.28, 0.42),
+)
 def test_there_and_back_keeps_geometry_and_mask(
     affine: Array, shape: tuple[int, int, int], factors: tuple[float, ...], radius: float
 ) -> None:
+    """An ellipsoid across few slices is lost to a coarser grid, whatever one does: along slices the grid is finer."""
     grid = np.stack(np.meshgrid(*(np.linspace(-0.5, 0.5, n) for n in shape), indexing="ij"), axis=-1)
     mask = ((grid / np.where(np.array(shape) < 4, 2.0, radius)) ** 2).sum(axis=-1) <= 1
-    canonical = np.abs(nib.io_orientation(affine)[:, 0].argsort())
-    native = np.linalg.norm(affine[:3, :3], axis=0)[canonical]
-    spacing = tuple(float(n * f) for n, f in zip(native, factors, strict=True))
+    axes = geometry_of(shape, affine).axes
+    spacing = tuple(float(np.linalg.norm(affine[:3, axis]) * factors[axis]) for axis in axes)
     volume = Volume(mask.astype(np.float32), affine)
     params = Preprocessing(spacing=spacing, normalisation="none")  # type: ignore[arg-type]  # drawn
     image, prepared, geometry = preprocess(volume, Volume(mask.view(np.uint8), affine), params)
