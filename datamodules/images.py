@@ -5,29 +5,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, igzip_lib, isal_zlib
-from nibabel.spatialimages import HeaderDataError
+from isal import igzip
 
 from datamodules.errors import InputError
 from datamodules.files import atomic_path
+from datamodules.nifti_bytes import (
+    MAX_DEFLATE_RATIO,
+    MAX_VOXELS,
+    inflate,
+    nifti_affine,
+    nifti_dtype,
+    nifti_header,
+    nifti_shape,
+    scaled,
+    spacing_of,
+    times,
+)
 
-MAX_VOXELS = 2**29
-"""More voxels than any abdominal scan has (1024 × 1024 × 512): a larger claim is a broken header."""
-MAX_DEFLATE_RATIO = 1100
-"""Deflate cannot expand a byte to more than 1032, so a header that claims more is lying about its file."""
 MAX_CORNER_DRIFT = 0.1
 """How far the corners of image and mask may lie apart, in voxels: rounding in headers, not another grid."""
-
-# the library's type hints call the class an instance
-_GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)
-_MAX_SURPLUS = 2**24
-"""Bytes behind the voxels that are read over on the way to the checksum."""
-_UNIT_NAMES = {1: "metres", 3: "micrometres"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,12 +54,6 @@ class Volume:
     def spacing(self) -> tuple[float, float, float]:
         """Distance of neighbouring voxels along I, J and K in mm."""
         return spacing_of(self.affine)
-
-
-def spacing_of(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Distance of neighbouring voxels along each axis in mm, from an affine of shape (4, 4)."""
-    i, j, k = (float(value) for value in np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0))
-    return i, j, k
 
 
 def read_image(path: Path) -> Volume:
@@ -129,25 +124,25 @@ def decode(raw: bytes, path: Path) -> Volume:
     zipped = kind.endswith(".nii.gz")
     if not zipped and not kind.endswith(".nii"):
         raise InputError(f"{path}: not a .nii or .nii.gz file; convert it to NIfTI")
-    header = _header(raw, path, zipped)
-    shape = _shape(header, path)
-    dtype = _dtype(header, path)
-    affine = _affine(header, path)
+    header = nifti_header(raw, path, zipped)
+    shape = nifti_shape(header, path)
+    dtype = nifti_dtype(header, path)
+    affine = nifti_affine(header, path)
     count = math.prod(shape)
     start = int(header["vox_offset"])
     end = start + count * dtype.itemsize
     available = len(raw) * MAX_DEFLATE_RATIO if zipped else len(raw)
     if end > available:
         raise InputError(
-            f"{path}: the file is too short for the {_times(shape)} voxels that its header promises; copy it again"
+            f"{path}: the file is too short for the {times(shape)} voxels that its header promises; copy it again"
         )
-    plain = _inflate(raw, path, end) if zipped else raw
+    plain = inflate(raw, path, end) if zipped else raw
     if len(plain) < end:
         raise InputError(
             f"{path}: the file ends after {len(plain)} of {end} bytes (truncated); copy or convert it again"
         )
     stored = np.frombuffer(plain, dtype=dtype, count=count, offset=start)
-    data = _scaled(stored, header, path).reshape(shape, order="F")
+    data = scaled(stored, header, path).reshape(shape, order="F")
     return Volume(data, affine, path)
 
 
@@ -164,8 +159,8 @@ def read_header(path: Path) -> tuple[tuple[int, int, int], npt.NDArray[np.float6
         raise InputError(f"{path}: no such file; correct the path in the cohort table") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the file and its permissions") from error
-    header = _header(raw, path, path.name.lower().endswith(".nii.gz"))
-    return _shape(header, path), _affine(header, path), _dtype(header, path)
+    header = nifti_header(raw, path, path.name.lower().endswith(".nii.gz"))
+    return nifti_shape(header, path), nifti_affine(header, path), nifti_dtype(header, path)
 
 
 def check_same_grid(image: Volume, mask: Volume, image_path: Path, mask_path: Path) -> None:
@@ -176,8 +171,8 @@ def check_same_grid(image: Volume, mask: Volume, image_path: Path, mask_path: Pa
     """
     if image.data.shape != mask.data.shape:
         raise InputError(
-            f"{mask_path}: the mask has {_times(mask.data.shape)} voxels, its image {image_path} has "
-            f"{_times(image.data.shape)}; resample the mask to the image's grid"
+            f"{mask_path}: the mask has {times(mask.data.shape)} voxels, its image {image_path} has "
+            f"{times(image.data.shape)}; resample the mask to the image's grid"
         )
     drift = corner_drift(image.affine, mask.affine, image.data.shape)
     if drift > MAX_CORNER_DRIFT:
@@ -221,7 +216,7 @@ def write_nifti(path: Path, data: npt.NDArray[Any], affine: npt.NDArray[np.float
         if shape != tuple(data.shape[:3]) or corner_drift(affine_like, affine, shape) > 1e-3:
             raise InputError(f"{path}: its voxels do not lie on the grid of {like}; bring them back to it first")
         with like.open("rb") as stream:
-            model = _header(stream.read(65536), like, like.name.lower().endswith(".nii.gz"))
+            model = nifti_header(stream.read(65536), like, like.name.lower().endswith(".nii.gz"))
         for field in (
             "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d",
             "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units",
@@ -238,134 +233,18 @@ def write_nifti(path: Path, data: npt.NDArray[Any], affine: npt.NDArray[np.float
         temporary.write_bytes(payload)
 
 
-def _header(raw: bytes, path: Path, zipped: bool) -> nib.Nifti1Header:
-    head = _inflate(raw[:65536], path, 544, whole=False) if zipped else raw[:544]
-    if len(head) < 348:
-        raise InputError(f"{path}: too short to be a NIfTI file; copy or convert it again")
-    sizes = {"<": int.from_bytes(head[:4], "little"), ">": int.from_bytes(head[:4], "big")}
-    # the size also tells the byte order; nibabel would guess that from a field that may be broken
-    order, kind = next(
-        (
-            (order, kind)
-            for order, size in sizes.items()
-            for kind, known in ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540))
-            if size == known
-        ),
-        ("<", None),
-    )
-    if kind is None or (kind is nib.Nifti2Header and len(head) < 540):
-        raise InputError(f"{path}: not a NIfTI file (its first bytes are no NIfTI header); convert it again")
-    size = 348 if kind is nib.Nifti1Header else 540
-    header = kind(head[:size], endianness=order, check=False)
-    magic = bytes(header["magic"].tobytes()).rstrip(b"\0")[:3]
-    if magic not in (b"n+1", b"n+2"):
-        raise InputError(f"{path}: not a single-file NIfTI (its magic is {magic!r}); convert it to .nii.gz")
-    if not size <= float(header["vox_offset"]) <= 2**24:
-        raise InputError(f"{path}: broken header: voxels cannot start at byte {header['vox_offset']}; convert it again")
-    return header
-
-
-def _shape(header: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
-    dim = [int(value) for value in header["dim"]]
-    if not 1 <= dim[0] <= 7:
-        raise InputError(f"{path}: broken header: it claims {dim[0]} axes; convert it again")
-    sizes = dim[1 : 1 + dim[0]]
-    if any(size < 1 for size in sizes):
-        raise InputError(f"{path}: broken header: it claims {_times(sizes)} voxels; convert it again")
-    while len(sizes) > 3 and sizes[-1] == 1:
-        sizes.pop()
-    if len(sizes) != 3:
-        raise InputError(
-            f"{path}: a scan has 3 axes, this file has {len(sizes)} ({_times(sizes)}); split it into 3-D volumes"
-        )
-    if math.prod(sizes) > MAX_VOXELS:
-        raise InputError(f"{path}: the header claims {_times(sizes)} voxels, more than any scan; convert it again")
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _dtype(header: nib.Nifti1Header, path: Path) -> np.dtype[np.generic]:
-    try:
-        dtype: np.dtype[np.generic] = header.get_data_dtype()
-    except (KeyError, HeaderDataError) as error:  # KeyError: a code nibabel does not list
-        raise InputError(f"{path}: broken header: unknown data type; convert it again") from error
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise InputError(f"{path}: voxels of type {dtype} are not a grey-value image; convert it to numbers")
-    return dtype
-
-
-def _affine(header: nib.Nifti1Header, path: Path) -> npt.NDArray[np.float64]:
-    unit = int(header["xyzt_units"]) & 7
-    if unit in _UNIT_NAMES:
-        raise InputError(f"{path}: its coordinates are in {_UNIT_NAMES[unit]}; convert the header to millimetres")
-    if int(header["sform_code"]) > 0:
-        affine = np.asarray(header.get_sform(), dtype=np.float64)
-    elif int(header["qform_code"]) > 0:
-        try:
-            affine = np.asarray(header.get_qform(), dtype=np.float64)
-        except (ValueError, HeaderDataError) as error:
-            raise InputError(f"{path}: broken header: its qform is no rotation; convert it again") from error
-    else:
-        raise InputError(
-            f"{path}: the header says nothing of the patient's position (sform and qform codes are 0), so spacing and "
-            "sides would be guesses; convert it again from DICOM or set the sform"
-        )
-    if not bool(np.isfinite(affine).all()):
-        raise InputError(f"{path}: broken header: its affine is not finite; convert it again")
-    spacing = spacing_of(affine)
-    if min(spacing) < 1e-3 or max(spacing) > 1e3:
-        text = " × ".join(f"{value:g}" for value in spacing)
-        raise InputError(f"{path}: broken header: its voxels measure {text} mm; convert it again")
-    if abs(float(np.linalg.det(affine[:3, :3]))) < 1e-2 * math.prod(spacing):
-        raise InputError(f"{path}: broken header: the axes of its affine lie in one plane; convert it again")
-    return affine
-
-
-def _inflate(raw: bytes, path: Path, size: int, whole: bool = True) -> bytes:
-    """At most ``size`` bytes of a gzip file, which may have several members."""
-    parts: list[bytes] = []
-    got = 0
-    try:
-        while raw and got < size:
-            stream = isal_zlib.decompressobj(31)
-            part = stream.decompress(raw, size - got)
-            parts.append(part)
-            got += len(part)
-            if got < size and not stream.eof:
-                break
-            raw = stream.unused_data
-        if whole and got == size:
-            _read_to_checksum(stream, path)
-    except _GZIP_ERROR as error:
-        raise InputError(f"{path}: damaged gzip file ({error}); copy or convert it again") from error
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _read_to_checksum(stream: Any, path: Path) -> None:
-    """Read a gzip stream to its end, where its checksum is: the library then compares it."""
-    surplus = 0
-    while not stream.eof:
-        more = len(stream.decompress(stream.unconsumed_tail, 65536))
-        surplus += more
-        if not more and not stream.unconsumed_tail:
-            raise InputError(f"{path}: the file ends before its checksum (truncated); copy or convert it again")
-        if surplus > _MAX_SURPLUS:
-            raise InputError(f"{path}: the file holds far more than its header promises; convert it again")
-
-
-def _scaled(stored: npt.NDArray[Any], header: nib.Nifti1Header, path: Path) -> npt.NDArray[Any]:
-    data = stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    # the standard: a slope of 0 means that there is no scaling; NaN is how nibabel marks the same
-    if math.isfinite(slope) and slope != 0 and (slope != 1 or inter != 0):
-        if not math.isfinite(inter):
-            raise InputError(f"{path}: broken header: its intensity offset is {inter}; convert it again")
-        wide = np.float64 if data.dtype.itemsize > 2 else np.float32
-        data = (data * wide(slope) + wide(inter)).astype(np.float32)
-    if data.dtype.kind == "f" and not bool(np.isfinite(data).all()):
-        bad = int(data.size - np.isfinite(data).sum())
-        raise InputError(f"{path}: {bad} of {data.size} voxels are NaN or infinite; repair or leave out the scan")
-    return data
-
-
-def _times(sizes: tuple[int, ...] | list[int]) -> str:
-    return " × ".join(str(size) for size in sizes)
+__all__ = [
+    "MAX_CORNER_DRIFT",
+    "MAX_VOXELS",
+    "Volume",
+    "check_same_grid",
+    "corner_drift",
+    "decode",
+    "decode_mask",
+    "read_bytes",
+    "read_header",
+    "read_image",
+    "read_mask",
+    "spacing_of",
+    "write_nifti",
+]
