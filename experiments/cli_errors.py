@@ -84,6 +84,12 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
         ]
     if isinstance(model, StagingModule) != isinstance(datamodule, StagingDataModule):
         return [f"data.class_path: {type(datamodule).__name__} does not serve {type(model).__name__}; change one"]
+    order = getattr(getattr(model, "network", None), "sequences", datamodule.sequences)
+    if isinstance(model, StagingModule) and tuple(order) != datamodule.sequences:
+        return [
+            f"model.init_args.network.init_args.sequences: {list(order)} are not data.init_args.sequences, "
+            f"{list(datamodule.sequences)}; give both the same order"
+        ]
     if isinstance(model, PatientClassifier) and model.classes != len(datamodule.rule.class_names):
         return [
             f"model.init_args.classes: is {model.classes}, but the rule {datamodule.rule} has "

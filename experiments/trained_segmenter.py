@@ -138,11 +138,11 @@ def module_of(config: dict[str, Any]) -> LightningModule:
 
 def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
     """The preprocessing of a saved configuration; its data module's default where it names none."""
-    values = config["data"]["init_args"]["preprocessing"]
+    values: dict[str, Any] | None = config["data"]["init_args"]["preprocessing"]
     if values is None:
         default = importlib.import_module(config["data"]["class_path"].rpartition(".")[0]).DEFAULT_GRID
         return Preprocessing(**dataclasses.asdict(default))
-    return Preprocessing(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return Preprocessing(**values)
 
 
 def best_device() -> torch.device:

@@ -273,7 +273,7 @@ def test_a_patient_in_two_parts_stops_the_command(
         (["fit", "--study"], ("--study",)),
         (["test", "--run"], ("--run", "needs a value")),
         (["test", "--run", "/nowhere/at/all"], ("/nowhere/at/all", "not a run directory")),
-        (["predict", "--run=/nowhere", "--data", "/nothing", "--out", "/tmp/x"], ("/nothing", "no NIfTI file")),
+        (["predict", "--run=/nowhere", "--data", "/nothing", "--out", "/tmp/x"], ("/nowhere", "not a run directory")),
         (["masks", "/nowhere", "--out", "/tmp/x"], ("/nowhere", "no trained segmenter")),
         (["demo", "--patients", "3"], ("--patients 3", "at least 20")),
         (["demo", "--seed", "-1", "--out", "demo"], ("-1",)),

@@ -34,6 +34,12 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "direct.yaml": (["direct"], SMALL_CLASSIFIER),
     "masked_attention_resnet.yaml": (["masked_attention_resnet"], SMALL_CLASSIFIER),
+    "probe_liver_erased.yaml": (["masked_attention_resnet", "probe_liver_erased"], SMALL_CLASSIFIER),
+    # the tiny split is by stiffness: two classes, one logit
+    "staging.yaml": (
+        ["staging"],
+        [*SMALL_CLASSIFIER, "--model.init_args.classes", "2", "--model.init_args.network.init_args.classes", "1"],
+    ),
     "demo/segmentation.yaml": (["segmentation", "demo/segmentation"], [*PREPROCESSING, *SMALL_NETWORK]),
     "demo/classification.yaml": (["direct", "demo/classification"], PREPROCESSING),
 }

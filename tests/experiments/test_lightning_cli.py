@@ -227,6 +227,7 @@ def test_wrong_data_leave_no_run_directory(tiny_cohort: Tiny, tmp_path: Path) ->
         ("masked_attention_resnet", ["--data.init_args.masks", "somewhere"], "would be ignored"),
         ("direct", ["--data.init_args.rule", "metavir>=3"], "the split was made with"),
         ("direct", ["--data.init_args.fold", "2"], "no fold 2"),
+        ("staging", ["--data.init_args.sequences", "[T2W, T1W]"], "give both the same order"),
         ("direct", ["--trainer.enable_progress_bar", "false"], "found `RunProgress`"),
     ],
 )

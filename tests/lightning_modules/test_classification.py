@@ -100,11 +100,11 @@ def test_an_absent_class_has_no_area() -> None:
 def test_youdens_threshold_is_the_best_of_all(seed: int) -> None:
     rng = np.random.default_rng(seed)
     target = np.r_[0, 1, rng.integers(0, 2, 30)]
-    score = np.round(expit(rng.normal(target, 1.2)), 2)  # with ties
+    score = np.round(np.asarray(expit(rng.normal(target, 1.2))), 2)  # with ties
     threshold = youden_threshold(target, np.stack([1 - score, score], axis=1))
 
     def youden(cut: float) -> float:
-        return float((score[target == 1] >= cut).mean() + (score[target == 0] < cut).mean() - 1)
+        return float(np.mean(score[target == 1] >= cut) + np.mean(score[target == 0] < cut) - 1)
 
     assert youden(threshold) == pytest.approx(max(youden(cut) for cut in np.linspace(-0.005, 1.005, 405)))
     assert not np.isin(threshold, score), "it sits between patients, not on one"
