@@ -127,7 +127,7 @@ def _body_statistics(image: Array) -> tuple[float, float]:
         # np.maximum before the difference: the same number, and exactly 0 for all that is not above
         above = np.maximum(piece, threshold)
         above -= threshold
-        count += int(np.count_nonzero(above))
+        count += int(np.count_nonzero(piece > threshold))
         first += float(above.sum())
         second += float(np.dot(above, above))
     if count < 2:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -78,7 +79,8 @@ def _pooled(store: Store, requests: list[Request], workers: int) -> Iterator[tup
         min(workers, len(requests)), multiprocessing.get_context("spawn"), initializer=_begin, initargs=(store,)
     )
     try:
-        futures = {pool.submit(_made_by_worker, request): request for request in requests}
+        with _one_thread_each():
+            futures = {pool.submit(_made_by_worker, request): request for request in requests}
         for future in as_completed(futures):
             full, lines = future.result()
             if full:
@@ -91,6 +93,22 @@ def _pooled(store: Store, requests: list[Request], workers: int) -> Iterator[tup
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started here run BLAS on one thread: as many threads as cores in each would fight for the cores."""
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _begin(store: Store) -> None:
