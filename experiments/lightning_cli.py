@@ -22,7 +22,8 @@ from callbacks.run_directory import Identity, RunDirectory
 from datamodules.base import CohortDataModule
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
-from datamodules.files import sha256_of_json, write_json, write_text
+from datamodules.files import sha256_of_file, sha256_of_json, write_json, write_text
+from datamodules.masks import RECORD
 from datamodules.splits import Splits
 from experiments.cli_errors import explained, misfits
 from experiments.cli_words import expand_run, with_shipped
@@ -31,6 +32,9 @@ from experiments.wandb_runs import finish_wandb, is_wandb, log_everywhere, place
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 """Data arguments that say where something lies, not what it is; a cell's id does not depend on them."""
+
+MACHINE_KEYS = ("logger", "default_root_dir", "accelerator", "enable_progress_bar", "enable_model_summary")
+"""Trainer arguments that say where and how visibly a cell runs, not what it is."""
 
 Role = Literal["segmenter", "classifier", "staging", "probe"]
 
@@ -248,7 +252,8 @@ def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
 def identity_of(resolved: dict[str, Any]) -> Identity:
     """Which cell a resolved configuration is.
 
-    The id is a hash of the configuration without paths, loggers and names; cohort and split enter by their content.
+    The id is a hash of the configuration without paths, loggers, names and the kind of machine; cohort, split and
+    masks enter by their content.
 
     Args:
         resolved: The whole configuration as plain values.
@@ -265,9 +270,13 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
         content.pop(key, None)
     for key in PATH_KEYS:
         content["data"]["init_args"].pop(key, None)
-    for key in ("logger", "default_root_dir", "enable_progress_bar"):
+    for key in MACHINE_KEYS:
         content["trainer"].pop(key, None)
-    cell = sha256_of_json({"config": content, "cohort": cohort.sha256, "split": split_sha256})[:12]
+    content["data"]["init_args"].pop("workers", None)
+    record = None if data.get("masks") is None else Path(data["masks"]) / RECORD
+    masks_sha256 = "" if record is None or not record.is_file() else sha256_of_file(record)
+    contents = {"cohort": cohort.sha256, "split": split_sha256, "masks": masks_sha256}
+    cell = sha256_of_json({"config": content, **contents})[:12]
     seed = resolved["seed_everything"]
     if isinstance(seed, bool):
         raise InputError("seed_everything: is false; a cell is named by its seed, give a whole number")

@@ -74,7 +74,9 @@ class Study:
             raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
         if not isinstance(value, dict):
             raise InputError(f"{path}: is not a mapping of keys; a study has {', '.join(KEYS)}")
-        faults = _unknown(value, KEYS, "")
+        faults = [*_unknown(value, KEYS, ""), *_mistyped(value)]
+        if faults:
+            raise InputError(*(f"{path}: {fault}" for fault in faults))
         faults += [f"{key}: is missing; a study needs it" for key in ("study", "arms") if not value.get(key)]
         arms = value.get("arms") or {}
         stages = {f"arms.{name}": arm for name, arm in arms.items()}
@@ -85,6 +87,8 @@ class Study:
                 faults.append(f"{name}.config: is missing; name one or more configurations")
                 continue
             faults += _unknown(arm, ARM_KEYS, f"{name}.")
+            if not isinstance(arm.get("set") or {}, dict):
+                faults.append(f"{name}.set: is not a mapping; write 'key: value' for each configuration key")
             if arm.get("masks", "none") not in MASKS:
                 faults.append(f"{name}.masks: {arm['masks']!r} is not one of {', '.join(MASKS)}")
             if arm.get("masks") == "out_of_fold" and not value.get("segmenter"):
@@ -138,6 +142,21 @@ def cells_of(study: Study, folds: int) -> tuple[list[Cell], list[Cell]]:
     # out-of-fold masks need the segmenter of every fold, whichever folds the arms run on
     first = [] if study.segmenter is None else [Cell(study.segmenter, fold, study.seeds[0]) for fold in range(folds)]
     return first, [Cell(arm, fold, seed) for arm in study.arms for seed in study.seeds for fold in wanted]
+
+
+def _mistyped(value: dict[str, Any]) -> list[str]:
+    """Keys whose value has the wrong form; a missing or empty key is for others to judge."""
+    faults = []
+    for key in ("arms", "segmenter", "compare"):
+        if value.get(key) is not None and not isinstance(value[key], dict):
+            faults.append(f"{key}: is not a mapping; write its keys on indented lines")
+    for key in ("folds", "seeds"):
+        numbers = value.get(key)
+        if numbers is None:
+            continue
+        if not isinstance(numbers, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+            faults.append(f"{key}: {numbers!r} is not a list of whole numbers such as [0, 1, 2]")
+    return faults
 
 
 def _arm(name: str, value: dict[str, Any], role: str, folder: Path) -> Arm:

@@ -154,8 +154,10 @@ def best_device() -> torch.device:
 def segmenter_runs(path: Path) -> list[RunDirectory]:
     """The trained segmenters in a run directory or a study's folder, by fold.
 
+    Several seeds of one fold are all returned: their log-odds are averaged.
+
     Raises:
-        InputError: There are none.
+        InputError: There are none, or they are of several arms.
     """
     configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.rglob("config.yaml"))
     runs = [RunDirectory(config.parent) for config in configs if (config.parent / "provenance.json").is_file()]
@@ -164,4 +166,7 @@ def segmenter_runs(path: Path) -> list[RunDirectory]:
         raise InputError(
             f"{path}: no trained segmenter in it; run 'hepastage fit -c segmentation --role segmenter' first"
         )
+    arms = sorted({run.identity().arm for run in found})
+    if len(arms) > 1:
+        raise InputError(f"{path}: has {len(arms)} kinds of segmenter ({', '.join(arms)}); give the folder of one")
     return sorted(found, key=lambda run: (run.identity().fold or 0, run.identity().seed))

@@ -164,7 +164,12 @@ def patient_metrics(target: np.ndarray, probability: np.ndarray) -> dict[str, fl
         ``loss`` (mean negative log-likelihood), ``accuracy`` of the most probable class, and ``auc``: for more
         than two classes the mean of the one-versus-rest areas; NaN where a class is absent, because an area
         of one class does not exist.
+
+    Raises:
+        ValueError: A probability is not finite.
     """
+    if not np.isfinite(probability).all():
+        raise ValueError("a predicted probability is not finite: training has diverged; lower the learning rate")
     classes = probability.shape[1]
     metrics = {
         "loss": float(log_loss(target, probability, labels=list(range(classes)))),

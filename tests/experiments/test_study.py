@@ -86,3 +86,15 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
             Study.load(path)
     with pytest.raises(InputError, match="no such study file"):
         Study.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("arms", "[direct]"), ("seeds", "1"), ("seeds", "[true]"), ("folds", "[x]"), ("compare", "direct")],
+)
+def test_a_key_of_the_wrong_form_is_named(tmp_path: Path, key: str, value: str) -> None:
+    parts = {"study": "s", "arms": "{direct: {config: direct}}", key: value}
+    path = tmp_path / "study.yaml"
+    path.write_text("\n".join(f"{name}: {text}" for name, text in parts.items()))
+    with pytest.raises(InputError, match=f"{key}: "):
+        Study.load(path)
