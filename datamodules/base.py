@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,11 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.batch import Batch
 from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
-from datamodules.labels import LabelRule, parse_rule
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import Fold, Splits
 from datamodules.store import Store
 
 Part = Literal["train", "valid", "test"]
-MaskSource = Literal["none", "reference", "out_of_fold", "external"]
 
 
 class CohortDataModule(LightningDataModule):
@@ -44,9 +43,6 @@ class CohortDataModule(LightningDataModule):
     Raises:
         InputError: The fold does not exist.
     """
-
-    rule: LabelRule
-    test_rule: LabelRule
 
     def __init__(
         self,
@@ -74,7 +70,9 @@ class CohortDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.augmentation = augmentation
-        self._targets: dict[LabelRule, Mapping[str, int]] = {}
+        if augmentation is not None:
+            # seed_everything leaves the run's seed there: other seeds must augment otherwise
+            augmentation.seed += int(os.environ.get("PL_GLOBAL_SEED", "0"))
         if self.splits is not None and not 0 <= fold < len(self.splits.folds):
             raise InputError(f"{splits}: no fold {fold}; it has folds 0 to {len(self.splits.folds) - 1}")
 
@@ -110,39 +108,6 @@ class CohortDataModule(LightningDataModule):
                 f"{self.cohort.name}: fold {self.fold_number} has no {'/'.join(self.sequences)} scan in its {part} part"
             )
         return scans
-
-    def label_rules(self, rule: str | None, test_rule: str | None) -> tuple[LabelRule, LabelRule]:
-        """The rules of train and valid parts, and of the test part: the split's, which what is given must equal.
-
-        Args:
-            rule: As configured, or None.
-            test_rule: As configured, or None.
-
-        Raises:
-            InputError: A rule differs from the split's, or there is neither.
-        """
-        if self.splits is None:
-            if rule is None:
-                raise InputError("data.init_args.rule is not set, and there is no split to take it from; set one")
-            return parse_rule(rule), parse_rule(test_rule or rule)
-        own, own_test = self.splits.label_rule, self.splits.test_label_rule
-        for key, given, expected in (("rule", rule, own), ("test_rule", test_rule, own_test)):
-            if given is not None and parse_rule(given) != expected:
-                raise InputError(
-                    f"data.init_args.{key} is {given}, but the split was made with {expected}; leave it out, or make "
-                    "a split with this rule"
-                )
-        return own, own_test
-
-    def targets(self, part: Part) -> Mapping[str, int]:
-        """Target class by patient, under the rule of the part; of modules that have rules."""
-        rule: LabelRule = self.test_rule if part == "test" else self.rule
-        if not rule.has_target:
-            raise InputError(f"{self.cohort.name}: the rule {rule} gives no target; make the split with another --rule")
-        # asked for once a row of the record
-        if rule not in self._targets:
-            self._targets[rule] = rule.apply(self.cohort).target
-        return self._targets[rule]
 
     def facts(self, scan_id: str) -> dict[str, Any]:
         """Columns of the prediction record that are known without a prediction.

@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.augmentation import BatchedAugmentation
-from datamodules.base import CohortDataModule, MaskSource, Part, channel_first
+from datamodules.base import Part, channel_first
 from datamodules.cohort import Scan
-from datamodules.errors import InputError
 from datamodules.masks import MaskSet
+from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
 
-DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
-"""Where the configuration names no grid: volumes of one size at a body's usual extent."""
 
-
-class ClassificationDataModule(CohortDataModule):
+class ClassificationDataModule(PatientDataModule):
     """Whole preprocessed volumes with a target.
 
     A direct arm (``mask_source: none``) gets batches without a mask. Out-of-fold masks are refused
@@ -67,82 +64,26 @@ class ClassificationDataModule(CohortDataModule):
         augmentation: BatchedAugmentation | None = None,
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
-        super().__init__(cohort, splits, fold, store, preprocessing, [sequence], batch_size, workers, augmentation)
-        if preprocessing.shape is None:
-            raise InputError("data.init_args.preprocessing.shape is not set; classification needs volumes of one size")
-        self.rule, self.test_rule = self.label_rules(rule, test_rule)
-        self.mask_source = mask_source
-        self.mask_set = self._mask_set(mask_source, masks)
+        super().__init__(
+            cohort, splits, fold, store, preprocessing, [sequence], rule, test_rule, mask_source, masks,
+            batch_size, workers, augmentation,
+        )  # fmt: skip
         self.quality_set = self.mask_set if quality_from is None else MaskSet.load(quality_from)
         self._items: dict[Part, list[Scan]] = {}
-
-    @staticmethod
-    def _mask_set(mask_source: MaskSource, masks: str | None) -> MaskSet | None:
-        if mask_source in ("none", "reference"):
-            if masks is not None:
-                raise InputError(
-                    f"data.init_args.masks={masks} would be ignored with mask_source {mask_source}; "
-                    "remove it or set mask_source to out_of_fold"
-                )
-            return None
-        if masks is None:
-            raise InputError(f"data.init_args.masks is not set, and mask_source {mask_source} needs a folder of masks")
-        return MaskSet.load(masks)
 
     def items(self, part: Part) -> list[Scan]:
         """Scans of a part, all with a target and an honest mask.
 
         Raises:
-            InputError: A patient of the part has no target, a reference mask is missing, or masks leak.
+            InputError: See ``PatientDataModule.honest_scans``.
         """
-        if part in self._items:
-            return self._items[part]
-        scans = self.scans_of(part)
-        target = self.targets(part)
-        rule = self.test_rule if part == "test" else self.rule
-        faults = [
-            f"{self.cohort.name}: patient {patient!r} is in the {part} part but has no label for the rule {rule}; "
-            "make the split with this rule"
-            for patient in sorted({scan.patient_id for scan in scans} - set(target))
-        ]
-        if self.mask_source == "reference":
-            faults += [
-                f"{self.cohort.name}: scan {scan.scan_id!r} has no reference mask, and mask_source is reference"
-                for scan in scans
-                if scan.mask is None
-            ]
-        if self.mask_set is not None:
-            faults += [*self.mask_set.leaks(scans, self.fold.test), *self.mask_set.damaged(scans)]
-        if faults:
-            raise InputError(*faults)
-        self._items[part] = scans
-        return scans
-
-    def prepare_data(self) -> None:
-        """Fill the store, once a node; all masks are checked before anything is computed."""
-        for part in ("train", "valid", "test"):
-            self.items(part)
-        self.store.fill(self.cohort)
+        if part not in self._items:
+            self._items[part] = self.honest_scans(part)
+        return self._items[part]
 
     def dataset(self, part: Part) -> Dataset[Any]:
         """The volumes of a part."""
         return VolumeDataset(self.items(part), self.targets(part), self.store, self.mask_source, self.mask_set)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training volumes."""
-        return self.loader(self.dataset("train"), train=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Validation volumes."""
-        return self.loader(self.dataset("valid"), train=False)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Test volumes."""
-        return self.loader(self.dataset("test"), train=False)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The same as the test volumes."""
-        return self.test_dataloader()
 
     def facts(self, scan_id: str) -> dict[str, Any]:
         """See ``CohortDataModule``; adds mask source, quality band and test target."""

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.augmentation import BatchedAugmentation
-from datamodules.base import CohortDataModule, MaskSource, Part
+from datamodules.base import Part
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
 from datamodules.masks import MaskSet
+from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
-
-DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
-"""Where the configuration names no grid: volumes of one size at a body's usual extent."""
 
 
 class Examination:
@@ -45,7 +43,7 @@ class Examination:
         return "+".join(scan.scan_id for scan in self.present_scans)
 
 
-class StagingDataModule(CohortDataModule):
+class StagingDataModule(PatientDataModule):
     """Volumes of several sequences, stacked as channels; a missing sequence is zeros and not ``present``.
 
     The sequences lie on one preprocessed grid size but are not registered to each other.
@@ -85,17 +83,10 @@ class StagingDataModule(CohortDataModule):
         augmentation: BatchedAugmentation | None = None,
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
-        super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
-        if preprocessing.shape is None:
-            raise InputError("data.init_args.preprocessing.shape is not set; staging needs volumes of one size")
-        if (masks is None) == (mask_source in ("out_of_fold", "external")):
-            raise InputError(
-                f"data.init_args.mask_source is {mask_source} and masks is {masks}; give a folder of masks for "
-                "out_of_fold and external, and none otherwise"
-            )
-        self.rule, self.test_rule = self.label_rules(rule, None)
-        self.mask_source = mask_source
-        self.mask_set = None if masks is None else MaskSet.load(masks)
+        super().__init__(
+            cohort, splits, fold, store, preprocessing, sequences, rule, None, mask_source, masks,
+            batch_size, workers, augmentation,
+        )  # fmt: skip
         self._items: dict[Part, list[Examination]] = {}
         self._by_scan_id: dict[str, Examination] = {}
 
@@ -106,53 +97,14 @@ class StagingDataModule(CohortDataModule):
             InputError: See the class.
         """
         if part not in self._items:
-            scans = self.scans_of(part)
-            target = self.targets(part)
-            faults = [
-                f"{self.cohort.name}: patient {patient!r} is in the {part} part but has no label for the rule "
-                f"{self.rule}; make the split with this rule"
-                for patient in sorted({scan.patient_id for scan in scans} - set(target))
-            ]
-            if self.mask_source == "reference":
-                faults += [
-                    f"{self.cohort.name}: scan {scan.scan_id!r} has no reference mask, and mask_source is reference"
-                    for scan in scans
-                    if scan.mask is None
-                ]
-            if self.mask_set is not None:
-                faults += [*self.mask_set.leaks(scans, self.fold.test), *self.mask_set.damaged(scans)]
-            if faults:
-                raise InputError(*faults)
-            self._items[part] = examinations(scans, self.sequences, self.cohort.name)
+            self._items[part] = examinations(self.honest_scans(part), self.sequences, self.cohort.name)
             self._by_scan_id.update({item.scan_id: item for item in self._items[part]})
         return self._items[part]
-
-    def prepare_data(self) -> None:
-        """Fill the store, once a node; all masks are checked before anything is computed."""
-        for part in ("train", "valid", "test"):
-            self.items(part)
-        self.store.fill(self.cohort)
 
     def dataset(self, part: Part) -> Dataset[Any]:
         """The examinations of a part."""
         target = dict(self.targets(part))
         return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_set)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training examinations."""
-        return self.loader(self.dataset("train"), train=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Validation examinations."""
-        return self.loader(self.dataset("valid"), train=False)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Test examinations."""
-        return self.loader(self.dataset("test"), train=False)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The same as the test examinations."""
-        return self.test_dataloader()
 
     def facts(self, scan_id: str) -> dict[str, Any]:
         """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``, which an id may hold itself."""

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.base import CohortDataModule
 from datamodules.errors import InputError
+from datamodules.patients import PatientDataModule
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.staging import StagingDataModule
 from lightning_modules.classification import PatientClassifier
@@ -90,7 +91,11 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
             f"model.init_args.network.init_args.sequences: {list(order)} are not data.init_args.sequences, "
             f"{list(datamodule.sequences)}; give both the same order"
         ]
-    if isinstance(model, PatientClassifier) and model.classes != len(datamodule.rule.class_names):
+    if (
+        isinstance(model, PatientClassifier)
+        and isinstance(datamodule, PatientDataModule)
+        and model.classes != len(datamodule.rule.class_names)
+    ):
         return [
             f"model.init_args.classes: is {model.classes}, but the rule {datamodule.rule} has "
             f"{len(datamodule.rule.class_names)} classes; set it to that"

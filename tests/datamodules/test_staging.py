@@ -106,8 +106,8 @@ def test_visits_are_examinations_of_their_own() -> None:
     ("options", "match"),
     [
         ({"preprocessing": Preprocessing()}, "preprocessing.shape is not set"),
-        ({"mask_source": "out_of_fold"}, "mask_source is out_of_fold and masks is None"),
-        ({"masks": "x"}, "mask_source is none and masks is x"),
+        ({"mask_source": "out_of_fold"}, "masks is not set, and mask_source out_of_fold"),
+        ({"masks": "x"}, "masks=x would be ignored with mask_source none"),
         ({"rule": "stage"}, "rule is stage, but the split was made with"),
     ],
 )

@@ -1,0 +1,174 @@
+"""What classification and staging share: targets under the split's rule, honest masks, and one loader a part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.augmentation import BatchedAugmentation
+from datamodules.base import CohortDataModule, Part
+from datamodules.cohort import Scan
+from datamodules.errors import InputError
+from datamodules.labels import LabelRule, parse_rule
+from datamodules.masks import MaskSet
+from datamodules.preprocessing import Preprocessing
+
+MaskSource = Literal["none", "reference", "out_of_fold", "external"]
+DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
+"""Where the configuration names no grid: volumes of one size at a body's usual extent."""
+PARTS: tuple[Part, ...] = ("train", "valid", "test")
+
+
+class PatientDataModule(CohortDataModule):
+    """Base of the data modules whose items have a target; subclasses say what an item is.
+
+    Args:
+        cohort: See ``CohortDataModule``.
+        splits: See ``CohortDataModule``.
+        fold: See ``CohortDataModule``.
+        store: See ``CohortDataModule``.
+        preprocessing: Must set a shape: volumes of one batch have one size.
+        sequences: See ``CohortDataModule``.
+        rule: Label rule of train and valid parts; None takes the split's, and another one is refused.
+        test_rule: Label rule of the test part; None takes the split's.
+        mask_source: ``none``, ``reference``, ``out_of_fold`` or ``external``.
+        masks: Folder of predicted masks; required for ``out_of_fold`` and ``external``, refused otherwise.
+        batch_size: See ``CohortDataModule``.
+        workers: See ``CohortDataModule``.
+        augmentation: See ``CohortDataModule``.
+
+    Raises:
+        InputError: Arguments that contradict each other or the split.
+    """
+
+    def __init__(
+        self,
+        cohort: str,
+        splits: str | None,
+        fold: int,
+        store: str,
+        preprocessing: Preprocessing,
+        sequences: Sequence[str],
+        rule: str | None,
+        test_rule: str | None,
+        mask_source: MaskSource,
+        masks: str | None,
+        batch_size: int,
+        workers: int,
+        augmentation: BatchedAugmentation | None,
+    ) -> None:
+        super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
+        if preprocessing.shape is None:
+            raise InputError("data.init_args.preprocessing.shape is not set; volumes of one batch need one size")
+        self.rule, self.test_rule = self.label_rules(rule, test_rule)
+        self.mask_source = mask_source
+        self.mask_set = _mask_set(mask_source, masks)
+        self._targets: dict[LabelRule, Mapping[str, int]] = {}
+
+    def label_rules(self, rule: str | None, test_rule: str | None) -> tuple[LabelRule, LabelRule]:
+        """The rules of train and valid parts, and of the test part: the split's, which what is given must equal.
+
+        Args:
+            rule: As configured, or None.
+            test_rule: As configured, or None.
+
+        Raises:
+            InputError: A rule differs from the split's, or there is neither.
+        """
+        if self.splits is None:
+            if rule is None:
+                raise InputError("data.init_args.rule is not set, and there is no split to take it from; set one")
+            return parse_rule(rule), parse_rule(test_rule or rule)
+        own, own_test = self.splits.label_rule, self.splits.test_label_rule
+        for key, given, expected in (("rule", rule, own), ("test_rule", test_rule, own_test)):
+            if given is not None and parse_rule(given) != expected:
+                raise InputError(
+                    f"data.init_args.{key} is {given}, but the split was made with {expected}; leave it out, or make "
+                    "a split with this rule"
+                )
+        return own, own_test
+
+    def targets(self, part: Part) -> Mapping[str, int]:
+        """Target class by patient, under the rule of the part; of modules that have rules."""
+        rule: LabelRule = self.test_rule if part == "test" else self.rule
+        if not rule.has_target:
+            raise InputError(f"{self.cohort.name}: the rule {rule} gives no target; make the split with another --rule")
+        # asked for once a row of the record
+        if rule not in self._targets:
+            self._targets[rule] = rule.apply(self.cohort).target
+        return self._targets[rule]
+
+    def honest_scans(self, part: Part) -> list[Scan]:
+        """The scans of a part, all with a target and a mask that the arm may see.
+
+        Raises:
+            InputError: A patient without a target, a missing reference mask, or masks that leak: all faults.
+        """
+        scans = self.scans_of(part)
+        rule = self.test_rule if part == "test" else self.rule
+        faults = [
+            f"{self.cohort.name}: patient {patient!r} is in the {part} part but has no label for the rule {rule}; "
+            "make the split with this rule"
+            for patient in sorted({scan.patient_id for scan in scans} - set(self.targets(part)))
+        ]
+        if self.mask_source == "reference":
+            faults += [
+                f"{self.cohort.name}: scan {scan.scan_id!r} has no reference mask, and mask_source is reference"
+                for scan in scans
+                if scan.mask is None
+            ]
+        if self.mask_set is not None:
+            faults += [*self.mask_set.leaks(scans, self.fold.test), *self.mask_set.damaged(scans)]
+        if faults:
+            raise InputError(*faults)
+        return scans
+
+    def items(self, part: Part) -> Sequence[object]:
+        """The items of a part, checked."""
+        raise NotImplementedError
+
+    def dataset(self, part: Part) -> Dataset[Any]:
+        """The items of a part as tensors."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Fill the store, once a node; all masks are checked before anything is computed."""
+        for part in PARTS:
+            self.items(part)
+        self.store.fill(self.cohort)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training items."""
+        return self.loader(self.dataset("train"), train=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation items."""
+        return self.loader(self.dataset("valid"), train=False)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test items."""
+        return self.loader(self.dataset("test"), train=False)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The same as the test items."""
+        return self.test_dataloader()
+
+
+def _mask_set(mask_source: MaskSource, masks: str | None) -> MaskSet | None:
+    """The predicted masks of an arm, or None for an arm that takes none.
+
+    Raises:
+        InputError: Source and folder contradict each other.
+    """
+    if mask_source in ("none", "reference"):
+        if masks is not None:
+            raise InputError(
+                f"data.init_args.masks={masks} would be ignored with mask_source {mask_source}; "
+                "remove it or set mask_source to out_of_fold"
+            )
+        return None
+    if masks is None:
+        raise InputError(f"data.init_args.masks is not set, and mask_source {mask_source} needs a folder of masks")
+    return MaskSet.load(masks)
