@@ -7,20 +7,38 @@ from typing import Any
 
 import pandas as pd
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.run_directory import Identity, RunDirectory
-from datamodules.base import CohortDataModule
+from datamodules.base import CohortDataModule, Part
 from datamodules.records import write_records
 from lightning_modules.classification import probabilities
 from lightning_modules.task import gather_by_id
 
 
 class PredictionWriter(Callback):
-    """Write classification and staging predictions of the test part into the run directory."""
+    """Write classification and staging predictions into the run directory.
+
+    The test part is written at the end of every test, and with it the validation part where the trainer has
+    validated the same weights before: what falls from one to the other was not learned from the disease.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep one batch's rows, unless this is a validation within training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._keep(trainer, outputs, "valid")
 
     def on_test_batch_end(
         self,
@@ -32,11 +50,15 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Turn one batch's logits into rows."""
+        self._keep(trainer, outputs, "test")
+
+    def _keep(self, trainer: Trainer, outputs: Any, part: Part) -> None:
         datamodule = datamodule_of(trainer)
         rows = classification_rows(outputs["logits"], outputs["scan_id"], outputs["threshold"])
         for row, empty in zip(rows, outputs["empty_mask"].tolist(), strict=True):
+            facts = datamodule.facts(row["scan_id"], part)
             # extra columns of a record begin with x_
-            self._rows[row["scan_id"]] = {**row, **datamodule.facts(row["scan_id"]), "x_empty_mask": bool(empty)}
+            self._rows[f"{part} {row['scan_id']}"] = {**row, **facts, "part": part, "x_empty_mask": bool(empty)}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the rows of all ranks and write them once."""
@@ -74,7 +96,7 @@ def write_rows(rows: list[dict[str, Any]], run: RunDirectory, identity: Identity
     """Add the run's identity to each row and write the record.
 
     Args:
-        rows: One a scan, with at least ``patient_id`` and ``scan_id``.
+        rows: One a scan, with at least ``patient_id``, ``scan_id`` and ``part``.
         run: Where to write.
         identity: Study, arm, seed and fold.
     """
@@ -84,7 +106,6 @@ def write_rows(rows: list[dict[str, Any]], run: RunDirectory, identity: Identity
     frame["role"] = identity.role
     frame["seed"] = identity.seed
     frame["fold"] = identity.fold
-    frame["part"] = "test"
     write_records(frame, run.predictions)
 
 

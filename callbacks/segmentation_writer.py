@@ -53,7 +53,7 @@ class SegmentationWriter(Callback):
             if self.overlays:
                 write_overlay(run.overlays / f"{scan_id}.png", image, mask, reference)
             row = measured(mask, reference, spacing_of(image.affine))
-            self._rows[scan_id] = {**datamodule.facts(scan_id), "mask_source": "none", **row}
+            self._rows[scan_id] = {**datamodule.facts(scan_id), "part": "test", "mask_source": "none", **row}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather all ranks' rows, write the record once and log the means."""

@@ -109,11 +109,12 @@ class CohortDataModule(LightningDataModule):
             )
         return scans
 
-    def facts(self, scan_id: str) -> dict[str, Any]:
+    def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """Columns of the prediction record that are known without a prediction.
 
         Args:
             scan_id: A scan's id as in the batch.
+            part: The part it was predicted in; its label rule gives the target.
         """
         scan = self.cohort.scan(scan_id)
         return {

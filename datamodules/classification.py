@@ -85,13 +85,13 @@ class ClassificationDataModule(PatientDataModule):
         """The volumes of a part."""
         return VolumeDataset(self.items(part), self.targets(part), self.store, self.mask_source, self.mask_set)
 
-    def facts(self, scan_id: str) -> dict[str, Any]:
+    def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; adds mask source, quality band and test target."""
-        facts = super().facts(scan_id)
+        facts = super().facts(scan_id, part)
         quality = None
         if self.quality_set is not None and scan_id in self.quality_set.masks:
             quality = self.quality_set.masks[scan_id].quality
-        target = self.targets("test").get(str(facts["patient_id"]))
+        target = self.targets(part).get(str(facts["patient_id"]))
         return {**facts, "target": target, "mask_source": self.mask_source, "quality": quality}
 
 

@@ -106,12 +106,12 @@ class StagingDataModule(PatientDataModule):
         target = dict(self.targets(part))
         return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_set)
 
-    def facts(self, scan_id: str) -> dict[str, Any]:
+    def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``, which an id may hold itself."""
         scans = self._by_scan_id[scan_id].present_scans
-        facts = super().facts(scans[0].scan_id)
+        facts = super().facts(scans[0].scan_id, part)
         sequences = [scan.sequence for scan in scans]
-        target = self.targets("test").get(str(facts["patient_id"]))
+        target = self.targets(part).get(str(facts["patient_id"]))
         return {
             **facts,
             "scan_id": scan_id,

@@ -62,7 +62,7 @@ def compare(
     if faults:
         raise InputError(*faults)
     notes: list[str] = []
-    frame = load(paths, mapping or {}, notes, threshold)
+    frame, validation = load(paths, mapping or {}, notes, threshold)
     groups = families(frame)
     everything = [arm for family in groups for arm in family.arms]
     if reference is not None and reference not in everything:
@@ -76,6 +76,7 @@ def compare(
             results.append(segmentation_result(family, chosen, resamples, level, seed))
         else:
             results.append(_classification(family, chosen, metric, resamples, level, seed, notes))
+    from experiments.compare_holding import add_holding
     from experiments.compare_provenance import run_provenance
     from experiments.compare_strata import add_strata
     from experiments.compare_words import add_sentences
@@ -83,6 +84,7 @@ def compare(
     for result in results:
         if margin is not None:
             _judge_margin(result, margin)
+        add_holding(result, validation, level)
         add_strata(result, min(resamples, 2000), level, seed)
         add_sentences(result, level)
     studies = sorted({str(value) for value in frame["study"].dropna()}) if "study" in frame else []

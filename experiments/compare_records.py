@@ -77,14 +77,19 @@ class Family:
     probes: list[str] = field(default_factory=list)
 
 
-def load(paths: Sequence[Path], mapping: Mapping[str, str], notes: list[str], threshold: float | None) -> pd.DataFrame:
-    """Read every prediction record under study folders, and plain files, into one table of test rows.
+def load(
+    paths: Sequence[Path], mapping: Mapping[str, str], notes: list[str], threshold: float | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read every prediction record under study folders, and plain files.
 
     Args:
         paths: Study folders (searched for ``predictions.parquet``) and ``.parquet`` or ``.csv`` files.
         mapping: For plain files: record column to the file's own column.
         notes: Sentences for the report are added here.
         threshold: Operating point for rows that recorded none.
+
+    Returns:
+        All test rows, and all validation rows (few columns are promised of those; often there are none).
 
     Raises:
         InputError: A path is missing, holds no record, or a record is broken; all faults together.
@@ -101,8 +106,8 @@ def load(paths: Sequence[Path], mapping: Mapping[str, str], notes: list[str], th
             faults += error.faults
     if faults:
         raise InputError(*faults)
-    frame = pd.concat(frames, ignore_index=True)
-    frame = frame[frame["part"] == "test"].reset_index(drop=True)
+    everything = _named_by_study(pd.concat(frames, ignore_index=True))
+    frame = everything[everything["part"] == "test"].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{', '.join(map(str, paths))}: no row of part 'test'; run 'hepastage test' first")
     frame = _scored(frame, notes)
@@ -112,7 +117,7 @@ def load(paths: Sequence[Path], mapping: Mapping[str, str], notes: list[str], th
         if filled:
             notes.append(f"{filled} rows recorded no threshold and were judged at {threshold:g}, as asked.")
         frame["threshold"] = given.fillna(threshold)
-    return _named_by_study(frame)
+    return frame, everything[everything["part"] == "valid"].reset_index(drop=True)
 
 
 def _scored(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

@@ -74,6 +74,23 @@ class Difference:
 
 
 @dataclass
+class Holding:
+    """An arm's AUC on validation patients beside that on test patients.
+
+    Attributes:
+        arm: The arm.
+        validation: Mean over seeds and folds; those patients chose the checkpoint, so it is a little too good.
+        test: Mean over seeds.
+        fall: Validation minus test.
+    """
+
+    arm: str
+    validation: Interval
+    test: Interval
+    fall: Interval
+
+
+@dataclass
 class Stratum:
     """The arms on a part of the patients.
 
@@ -107,6 +124,7 @@ class FamilyResult:
         arms: Results by arm: reference first, probes last.
         differences: Against the reference, probes left out.
         strata: By quality, source, sequence, sex and age, as far as recorded.
+        holding: AUC on validation and on test patients, by arm; empty where validation was not recorded.
         detectable: Smallest AUC difference that this set finds with 80 % power; NaN where not asked, infinite where
             none.
         worst: For segmentation: worst scans by Dice: (arm, seed, patient, scan, Dice).
@@ -121,6 +139,7 @@ class FamilyResult:
     arms: list[ArmResult]
     differences: list[Difference] = field(default_factory=list)
     strata: list[Stratum] = field(default_factory=list)
+    holding: list[Holding] = field(default_factory=list)
     detectable: float = math.nan
     worst: list[dict[str, Any]] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
@@ -184,6 +203,7 @@ def _family_json(found: FamilyResult) -> dict[str, Any]:
         "arms": [plain(arm) for arm in found.arms],
         "differences": [plain(item) for item in found.differences],
         "strata": [plain(item) for item in found.strata],
+        "validation_to_test": [plain(item) for item in found.holding],
         "worst": [plain(item) for item in found.worst],
     }
 

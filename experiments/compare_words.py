@@ -65,6 +65,13 @@ def add_sentences(found: FamilyResult, level: float) -> None:
         lines += [_difference(found, item, digits, level) for item in found.differences]
         if not found.differences:
             lines.append(f"{found.reference} reached {name} {with_interval(base, digits)} on {patients} patients.")
+    for held in found.holding:
+        if held.fall.low > 0:
+            lines.append(
+                f"{held.arm} does not hold: its AUC falls from {with_interval(held.validation)} on validation patients "
+                f"to {with_interval(held.test)} on test patients. Look for a shortcut: something that goes with the "
+                "label in training and not in the test set."
+            )
     for arm in found.arms:
         if arm.role == "probe":
             area = arm.metrics.get("auc") or arm.metrics.get("auc_ovr")

@@ -29,6 +29,7 @@ from experiments.cli_errors import explained, misfits
 from experiments.cli_words import expand_run, with_shipped
 from experiments.quiet import quieten_lightning
 from experiments.wandb_runs import finish_wandb, is_wandb, log_everywhere, place_wandb
+from lightning_modules.classification import PatientClassifier
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 """Data arguments that say where something lies, not what it is; a cell's id does not depend on them."""
@@ -202,9 +203,12 @@ def evaluate(cli: HepastageCLI, command: str, which: str) -> None:
     if "fit" not in cli.directory.finished():
         raise InputError(f"{cli.directory.path}: the training of this cell has not ended; run 'hepastage fit' first")
     checkpoint = cli.directory.checkpoint(which)
-    action = getattr(cli.trainer, command)
-    # our own file: weights and plain values
-    action(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+    # a classifier's record holds its validation patients too, predicted by the very weights that are tested
+    commands = ["validate", "test"] if command == "test" and isinstance(cli.model, PatientClassifier) else [command]
+    for name in commands:
+        # our own file: weights and plain values
+        action = getattr(cli.trainer, name)
+        action(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
     finish(cli, command, checkpoint=checkpoint.name)
 
 

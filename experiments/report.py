@@ -100,6 +100,7 @@ def _section(found: FamilyResult, place: int, pictures: dict[str, Path]) -> dict
         "rows": [{"arm": arm, "cells": row(found, arm)} for arm in found.arms],
         "seeds": _seed_table(found),
         "extra": _extra_table(found),
+        "holding": _holding_table(found),
         "figures": [
             {
                 "name": name,
@@ -135,6 +136,17 @@ def _seed_table(found: FamilyResult) -> dict[str, Any] | None:
         for seed, values in zip(arm.seeds, arm.per_seed, strict=True)
     ]
     return {"header": ["Arm", "Seed", *(NAMES[name] for name in names)], "rows": rows}
+
+
+def _holding_table(found: FamilyResult) -> dict[str, Any] | None:
+    """AUC on validation and on test patients, by arm; None where validation was not recorded."""
+    if not found.holding:
+        return None
+    rows = [
+        [item.arm, with_interval(item.validation), with_interval(item.test), with_interval(item.fall, sign=True)]
+        for item in found.holding
+    ]
+    return {"header": ["Arm", "Validation AUC", "Test AUC", "Fall"], "rows": rows}
 
 
 def _extra_table(found: FamilyResult) -> dict[str, Any] | None:

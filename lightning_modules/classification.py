@@ -91,9 +91,10 @@ class PatientClassifier(TaskModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["scan_id"]), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect each patient's logits."""
-        self._collect(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
+        """Collect each patient's logits, and hand them to the callbacks."""
+        logits, empty_mask = self._collect(batch)
+        return self._output(logits, empty_mask, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics over all validation patients and choose the threshold."""
@@ -104,12 +105,7 @@ class PatientClassifier(TaskModule):
     def test_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
         """Collect each patient's logits, and hand them to the callbacks."""
         logits, empty_mask = self._collect(batch)
-        return {
-            "logits": logits,
-            "empty_mask": empty_mask,
-            "scan_id": batch["scan_id"],
-            "threshold": float(self.threshold),
-        }
+        return self._output(logits, empty_mask, batch)
 
     def on_test_epoch_end(self) -> None:
         """Log metrics over all test patients."""
@@ -118,12 +114,11 @@ class PatientClassifier(TaskModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
         """Logits of patients whose target may be unknown."""
         logits, empty_mask = self.outputs(batch)
-        return {
-            "logits": logits.float(),
-            "empty_mask": empty_mask,
-            "scan_id": batch["scan_id"],
-            "threshold": float(self.threshold),
-        }
+        return self._output(logits.float(), empty_mask, batch)
+
+    def _output(self, logits: Tensor, empty_mask: Tensor, batch: Batch) -> ClassificationOutput:
+        threshold = float(self.threshold)
+        return {"logits": logits, "empty_mask": empty_mask, "scan_id": batch["scan_id"], "threshold": threshold}
 
     def _collect(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, empty_mask = self.outputs(batch)
