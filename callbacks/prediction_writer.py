@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,8 +21,8 @@ from lightning_modules.task import gather_by_id
 class PredictionWriter(Callback):
     """Write classification and staging predictions into the run directory.
 
-    The test part is written at the end of every test, and with it the validation part where the trainer has
-    validated the same weights before: what falls from one to the other was not learned from the disease.
+    ``predictions.parquet`` holds the test part; ``validation.parquet`` the validation part, predicted by the same
+    weights: what falls from one to the other was not learned from the disease.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,11 @@ class PredictionWriter(Callback):
         """Keep one batch's rows, unless this is a validation within training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._keep(trainer, outputs, "valid")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the validation part, unless this is a validation within training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write(trainer, RunDirectory(trainer.default_root_dir).validation)
 
     def on_test_batch_end(
         self,
@@ -58,15 +64,18 @@ class PredictionWriter(Callback):
         for row, empty in zip(rows, outputs["empty_mask"].tolist(), strict=True):
             facts = datamodule.facts(row["scan_id"], part)
             # extra columns of a record begin with x_
-            self._rows[f"{part} {row['scan_id']}"] = {**row, **facts, "part": part, "x_empty_mask": bool(empty)}
+            self._rows[row["scan_id"]] = {**row, **facts, "part": part, "x_empty_mask": bool(empty)}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the test part."""
+        self._write(trainer, RunDirectory(trainer.default_root_dir).predictions)
+
+    def _write(self, trainer: Trainer, path: Path) -> None:
         """Gather the rows of all ranks and write them once."""
         rows = gather_by_id(self._rows)
         self._rows = {}
         if trainer.is_global_zero:
-            run = RunDirectory(trainer.default_root_dir)
-            write_rows(list(rows.values()), run, run.identity())
+            write_rows(list(rows.values()), path, RunDirectory(trainer.default_root_dir).identity())
 
 
 def classification_rows(logits: Tensor, scan_ids: Sequence[str], threshold: float) -> list[dict[str, Any]]:
@@ -92,12 +101,12 @@ def classification_rows(logits: Tensor, scan_ids: Sequence[str], threshold: floa
     return rows
 
 
-def write_rows(rows: list[dict[str, Any]], run: RunDirectory, identity: Identity) -> None:
+def write_rows(rows: list[dict[str, Any]], path: Path, identity: Identity) -> None:
     """Add the run's identity to each row and write the record.
 
     Args:
         rows: One a scan, with at least ``patient_id``, ``scan_id`` and ``part``.
-        run: Where to write.
+        path: The record to write.
         identity: Study, arm, seed and fold.
     """
     frame = pd.DataFrame(rows)
@@ -106,7 +115,7 @@ def write_rows(rows: list[dict[str, Any]], run: RunDirectory, identity: Identity
     frame["role"] = identity.role
     frame["seed"] = identity.seed
     frame["fold"] = identity.fold
-    write_records(frame, run.predictions)
+    write_records(frame, path)
 
 
 def datamodule_of(trainer: Trainer) -> CohortDataModule:

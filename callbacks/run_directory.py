@@ -101,6 +101,11 @@ class RunDirectory:
         return self.path / "predictions.parquet"
 
     @property
+    def validation(self) -> Path:
+        """One row per validation patient, predicted by the weights that are tested."""
+        return self.path / "validation.parquet"
+
+    @property
     def overlays(self) -> Path:
         """Pictures of predicted masks, one per scan."""
         return self.path / "overlays"

@@ -62,7 +62,7 @@ class SegmentationWriter(Callback):
         if not trainer.is_global_zero or not rows:
             return
         run = RunDirectory(trainer.default_root_dir)
-        write_rows(list(rows.values()), run, run.identity())
+        write_rows(list(rows.values()), run.predictions, run.identity())
         for name in ("dice", "iou", "hd95_mm", "assd_mm"):
             values = [row[name] for row in rows.values() if row[name] is not None and np.isfinite(row[name])]
             if values:

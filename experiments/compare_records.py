@@ -148,6 +148,9 @@ def _study(folder: Path, notes: list[str]) -> list[pd.DataFrame]:
     for path in sorted(inside):
         try:
             frames.append(read_records(path).assign(**{RUN: str(path.parent)}))
+            beside = path.with_name("validation.parquet")
+            if beside.is_file():
+                frames.append(read_records(beside).assign(**{RUN: str(path.parent)}))
         except InputError as error:
             faults += error.faults
     if faults:

@@ -203,7 +203,7 @@ def evaluate(cli: HepastageCLI, command: str, which: str) -> None:
     if "fit" not in cli.directory.finished():
         raise InputError(f"{cli.directory.path}: the training of this cell has not ended; run 'hepastage fit' first")
     checkpoint = cli.directory.checkpoint(which)
-    # a classifier's record holds its validation patients too, predicted by the very weights that are tested
+    # a classifier leaves its validation patients' record too, predicted by the very weights that are tested
     commands = ["validate", "test"] if command == "test" and isinstance(cli.model, PatientClassifier) else [command]
     for name in commands:
         # our own file: weights and plain values
@@ -229,6 +229,7 @@ def fit(cli: HepastageCLI) -> None:
         # a killed run leaves a part of its log: the new one must not be appended to it
         cli.directory.metrics.unlink(missing_ok=True)
         cli.directory.predictions.unlink(missing_ok=True)
+        cli.directory.validation.unlink(missing_ok=True)
         cli.directory.done.unlink(missing_ok=True)
     cli.log_configuration()
     cli.record()

@@ -81,6 +81,12 @@ def test_an_epoch_leaves_all_that_is_promised(name: str, tiny_cohort: Tiny, tmp_
     rows = read_records(run.predictions)
     assert sorted(rows["patient_id"]) == sorted(TESTED)
     assert ("dice" if run.identity().role == "segmenter" else "prob") in rows
+    if run.identity().role == "segmenter":
+        assert not run.validation.exists()
+    else:
+        held = read_records(run.validation)
+        assert set(held["part"]) == {"valid"}
+        assert set(held["patient_id"]).isdisjoint(TESTED), "the patients that chose the checkpoint, not the tested ones"
     again = parsed("test", ["-c", str(config), "--runs", str(tmp_path)])
     assert again.directory.path == run.path, "the saved configuration means the same cell"
 
