@@ -7,6 +7,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
 from torch import Tensor, nn
 
@@ -64,6 +65,7 @@ class PatientClassifier(TaskModule):
         self.positive_weight = positive_weight
         self.register_buffer("threshold", torch.tensor(0.5))
         self._seen: dict[str, tuple[list[float], int]] = {}
+        self._training = True
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, 1 or classes) and whether each item's mask was empty (B,); the arm's own."""
@@ -90,6 +92,10 @@ class PatientClassifier(TaskModule):
         loss, _ = self._shared_step(batch)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["scan_id"]), sync_dist=True)
         return loss
+
+    def on_validation_start(self) -> None:
+        """A validation after training is no step of it: its metrics are shown, and left out of the run's log."""
+        self._training = self.trainer.state.fn == TrainerFn.FITTING
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
         """Collect each patient's logits, and hand them to the callbacks."""
@@ -136,7 +142,7 @@ class PatientClassifier(TaskModule):
         target = np.array([row[1] for row in seen.values()])
         probability = probabilities(np.array([row[0] for row in seen.values()]))
         for name, value in patient_metrics(target, probability).items():
-            self.log(f"{part}/{name}", value)
+            self.log(f"{part}/{name}", value, logger=part == "test" or self._training)
         return target, probability
 
 
