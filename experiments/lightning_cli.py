@@ -164,7 +164,7 @@ def fit_and_test(arguments: Sequence[str]) -> bool:
     # what an unfinished training was tested with is not what the finished one gives
     done = {"fit", "test"} <= set(finished)
     if not done:
-        evaluate(cli, "test", "best")
+        evaluate(cli, "test", "best", verbose=False)
     return done
 
 
@@ -189,13 +189,14 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
     return cli
 
 
-def evaluate(cli: HepastageCLI, command: str, which: str) -> None:
-    """Validate, test or predict with a checkpoint; the configuration stays what was parsed.
+def evaluate(cli: HepastageCLI, command: str, which: str, verbose: bool = True) -> None:
+    """Validate or test with a checkpoint; the configuration stays what was parsed.
 
     Args:
         cli: The parsed cell.
-        command: ``validate``, ``test`` or ``predict``.
+        command: ``validate`` or ``test``.
         which: ``best``, ``last`` or a checkpoint file.
+        verbose: Whether to print the metrics as a table.
 
     Raises:
         InputError: The cell's training has not ended, or there is no such checkpoint.
@@ -208,7 +209,13 @@ def evaluate(cli: HepastageCLI, command: str, which: str) -> None:
     for name in commands:
         # our own file: weights and plain values
         action = getattr(cli.trainer, name)
-        action(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True)
+        action(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=str(checkpoint),
+            weights_only=True,
+            verbose=verbose and name == command,
+        )
     finish(cli, command, checkpoint=checkpoint.name)
 
 
