@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -246,6 +247,7 @@ def test_a_damaged_series_can_be_named_and_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["rle", "jpeg2000-lossless", "deflated"])
 def test_compressed_pixels(tmp_path: Path, kind: str) -> None:
     volume = ramp(4, 64, 64)
+    before = locale.setlocale(locale.LC_ALL)
     for path in write_series(tmp_path / "in", volume):
         dataset = pydicom.dcmread(path)
         if kind == "rle":
@@ -270,8 +272,11 @@ def test_compressed_pixels(tmp_path: Path, kind: str) -> None:
                     packed[element.tag] = element
             packed.PixelSpacing = dataset.PixelSpacing
             packed.save_as(path)
+            # GDCM's writer, which this test uses, leaves the C locale behind
+            locale.setlocale(locale.LC_ALL, before)
     (scan,) = read(tmp_path / "in", tmp_path / "out")[0].scans
     np.testing.assert_array_equal(read_image(scan.image).data, volume.transpose(2, 1, 0))
+    assert locale.setlocale(locale.LC_ALL) == before, "text files opened after a DICOM folder would be read as ASCII"
 
 
 def test_images_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
