@@ -17,6 +17,9 @@ from datamodules.preprocessing import Geometry, to_native
 from lightning_modules.metrics.segmentation import segmentation_scores, volume_ml
 from lightning_modules.task import gather_by_id
 
+NSD_TOLERANCE_MM = 2.0
+"""Tolerance of the record's normalised surface Dice, in mm."""
+
 
 class SegmentationWriter(Callback):
     """Write the masks, overlays and native-grid metrics of the test part into the run directory.
@@ -63,7 +66,7 @@ class SegmentationWriter(Callback):
             return
         run = RunDirectory(trainer.default_root_dir)
         write_rows(list(rows.values()), run.predictions, run.identity())
-        for name in ("dice", "iou", "hd95_mm", "assd_mm"):
+        for name in ("dice", "iou", "hd95_mm", "assd_mm", "nsd"):
             values = [row[name] for row in rows.values() if row[name] is not None and np.isfinite(row[name])]
             if values:
                 for logger in trainer.loggers:
@@ -99,12 +102,14 @@ def measured(mask: np.ndarray, reference: np.ndarray | None, spacing: tuple[floa
         spacing: Voxel size in mm along the axes.
 
     Returns:
-        ``dice``, ``iou``, ``hd95_mm``, ``assd_mm``, ``volume_ml``, ``reference_volume_ml`` and ``quality``;
-        None where there is no reference.
+        ``dice``, ``iou``, ``hd95_mm``, ``assd_mm``, ``nsd`` at a tolerance of ``NSD_TOLERANCE_MM``, ``volume_ml``,
+        ``reference_volume_ml`` and ``quality``; None where there is no reference.
     """
-    row: dict[str, Any] = dict.fromkeys(("dice", "iou", "hd95_mm", "assd_mm", "reference_volume_ml", "quality"))
+    names = ("dice", "iou", "hd95_mm", "assd_mm", "nsd", "reference_volume_ml", "quality")
+    row: dict[str, Any] = dict.fromkeys(names)
     if reference is None:
         return {**row, "volume_ml": volume_ml(mask, spacing)}
-    scores = segmentation_scores(mask, reference, spacing)
-    names = ("dice", "iou", "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml")
-    return {**{name: getattr(scores, name) for name in names}, "quality": quality_band(scores.dice)}
+    scores = segmentation_scores(mask, reference, spacing, NSD_TOLERANCE_MM)
+    same = ("dice", "iou", "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml")
+    row.update({name: getattr(scores, name) for name in same})
+    return {**row, "nsd": scores.surface_dice, "quality": quality_band(scores.dice)}

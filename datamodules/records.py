@@ -17,12 +17,13 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 INTEGER_COLUMNS = ("seed", "fold", "target", "quality")
 NUMBER_COLUMNS = (
-    "prob", "logit", "threshold", "dice", "iou", "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml", "age",
+    "prob", "logit", "threshold", "dice", "iou", "hd95_mm", "assd_mm", "nsd", "volume_ml",
+    "reference_volume_ml", "age",
 )  # fmt: skip
 RECORD_COLUMNS = (
     "patient_id", "scan_id", "source", "sequence", "study", "arm", "seed", "fold", "part", "split_sha256",
     "target", "prob", "logit", "threshold", "mask_source", "quality",
-    "dice", "iou", "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml",
+    "dice", "iou", "hd95_mm", "assd_mm", "nsd", "volume_ml", "reference_volume_ml",
     "role", "sex", "age",
 )  # fmt: skip
 """Known columns, in the order written. Several classes have ``prob_0 … prob_k`` (and ``logit_0 … logit_k``) in place
@@ -219,7 +220,8 @@ def _value_faults(table: pd.DataFrame, name: str) -> list[str]:
         # a scan without a reference mask has a volume but nothing to be scored against
         scored = table["reference_volume_ml"].notna() if "reference_volume_ml" in table else ~predicted
         checks.append((table["dice"].isna() & scored, "dice is NaN or empty; score an empty mask by a stated rule"))
-    for column, low, high in (("dice", 0.0, 1.0), ("iou", 0.0, 1.0), ("quality", 1, 3), ("age", 0, 120)):
+    shares = tuple((column, 0.0, 1.0) for column in ("dice", "iou", "nsd"))
+    for column, low, high in (*shares, ("quality", 1, 3), ("age", 0, 120)):
         if column in table:
             off = ((table[column] < low) | (table[column] > high)).fillna(False)
             checks.append((off, f"{column} is not between {low:g} and {high:g}; correct it"))

@@ -14,7 +14,8 @@ class DiceCELoss(nn.Module):
 
     Per class, Dice = (2 Σ p·t + s) / max(Σ p + Σ t + s, 1e-8) with softmax probabilities p and the
     one-hot target t. With batch Dice, the sums run over the whole batch before the ratio is taken,
-    which is steadier where a patch holds little or no liver.
+    which is steadier where a patch holds little or no liver. Under several processes they run over the
+    batches of all, so that the ratio is that of the whole batch on one device.
 
     Args:
         batch_dice: Sum over the batch before taking the ratio.
@@ -61,7 +62,8 @@ class DeepSupervisionLoss(nn.Module):
     """Weigh a loss over the decoder's levels: 1, 1/2, 1/4, …, the lowest 0, summing to 1.
 
     The target is brought to each level by nearest neighbour. A single tensor, as a network gives in
-    evaluation mode, gets the plain loss.
+    evaluation mode, gets the plain loss. MONAI's ``DynUNet`` stacks its levels into one tensor of shape
+    (B, levels, classes, …), all brought to full resolution: they are weighed in the same way.
 
     Args:
         loss: The loss of one level, called with logits and target.
@@ -77,19 +79,25 @@ class DeepSupervisionLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            logits: Logits of each level, highest resolution first, or of the highest only.
+            logits: Logits of each level, highest resolution first, as a sequence or stacked along axis 1; or of
+                the highest only.
             target: Class of each voxel at full resolution, shape (B, 1, I, J, K).
 
         Returns:
             The loss, a scalar.
         """
         if isinstance(logits, Tensor):
-            single: Tensor = self.loss(logits, target)
-            return single
+            if logits.ndim != target.ndim + 1:
+                single: Tensor = self.loss(logits, target)
+                return single
+            logits = logits.unbind(1)
         total = torch.zeros((), device=target.device)
         for weight, level in zip(deep_supervision_weights(len(logits)), logits, strict=True):
             if weight > 0:
                 total = total + weight * self.loss(level, resize_target(target, level.shape[2:]))
+            elif _processes() > 1:
+                # DDP waits for a gradient of every parameter, the lowest level's head included: give it zeros
+                total = total + 0.0 * level.flatten()[0].float()
         return total
 
 
@@ -112,7 +120,7 @@ def soft_dice(probabilities: Tensor, labels: Tensor, batch_dice: bool = True, sm
     Args:
         probabilities: Shape (B, classes, …), float.
         labels: Class of each voxel, int64, shape (B, …).
-        batch_dice: Sum over the batch before taking the ratio.
+        batch_dice: Sum over the batch, of all processes, before taking the ratio.
         smooth: Added to both sides of the ratio, in voxels.
 
     Returns:
@@ -123,8 +131,23 @@ def soft_dice(probabilities: Tensor, labels: Tensor, batch_dice: bool = True, sm
     truth = torch.stack([labels == c for c in range(1, classes)], 1).flatten(2).to(flat.dtype)
     overlap, predicted, actual = (flat * truth).sum(2), flat.sum(2), truth.sum(2)
     if batch_dice:
-        overlap, predicted, actual = overlap.sum(0), predicted.sum(0), actual.sum(0)
+        overlap, predicted, actual = (_over_processes(n.sum(0)) for n in (overlap, predicted, actual))
     return (2 * overlap + smooth) / (predicted + actual + smooth).clamp(min=1e-8)
+
+
+def _processes() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """Sum over all processes, with gradients; DDP's mean over ranks then gives the whole batch's gradient."""
+    if _processes() == 1 or not torch.is_grad_enabled():
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]  # torch's own
+    return total
 
 
 def resize_target(target: Tensor, shape: Sequence[int]) -> Tensor:

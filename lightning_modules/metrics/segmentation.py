@@ -1,7 +1,8 @@
 """Segmentation metrics of one scan, on its native grid, in mm and ml.
 
-Empty masks, by policy: both empty, Dice, IoU and surface Dice are 1 and distances 0 mm; one empty,
-Dice, IoU and surface Dice are 0 and distances NaN, which the record keeps as missing.
+Empty masks, by policy: both empty, Dice, IoU and surface Dice are 1, distances 0 mm and the volume differs by
+0 %; one empty, Dice, IoU and surface Dice are 0 and distances NaN, which the record keeps as missing; against an
+empty reference the difference in % is NaN.
 
 Surfaces are the mask's voxels with a face neighbour outside it; distances run between voxel centres.
 """
@@ -118,6 +119,24 @@ def normalised_surface_dice(pred: Mask, ref: Mask, spacing: Sequence[float], tol
     return surface_dice_of(distances, tolerance_mm)
 
 
+def volume_difference_ml(pred: Mask, ref: Mask, spacing: Sequence[float]) -> float:
+    """Predicted minus reference volume in ml; negative where the prediction is too small.
+
+    Arguments as for :func:`surface_distances_mm`.
+    """
+    _pair(pred, ref)
+    return volume_ml(pred, spacing) - volume_ml(ref, spacing)
+
+
+def volume_difference_percent(pred: Mask, ref: Mask, spacing: Sequence[float]) -> float:
+    """Predicted minus reference volume in % of the reference; empty masks by the module's policy.
+
+    Arguments as for :func:`surface_distances_mm`.
+    """
+    _pair(pred, ref)
+    return _percent(volume_ml(pred, spacing), volume_ml(ref, spacing))
+
+
 class SegmentationScores(NamedTuple):
     """All metrics of one scan; distances NaN where exactly one mask is empty."""
 
@@ -128,6 +147,16 @@ class SegmentationScores(NamedTuple):
     surface_dice: float
     volume_ml: float
     reference_volume_ml: float
+
+    @property
+    def volume_difference_ml(self) -> float:
+        """Predicted minus reference volume in ml."""
+        return self.volume_ml - self.reference_volume_ml
+
+    @property
+    def volume_difference_percent(self) -> float:
+        """Predicted minus reference volume in % of the reference; NaN against an empty reference."""
+        return _percent(self.volume_ml, self.reference_volume_ml)
 
 
 def segmentation_scores(
@@ -176,6 +205,12 @@ def _spacing(spacing: Sequence[float], mask: Mask) -> tuple[float, ...]:
     if len(steps) != mask.ndim or any(not step > 0 for step in steps):
         raise ValueError(f"spacing {steps} mm: give {mask.ndim} positive numbers, one an axis")
     return steps
+
+
+def _percent(volume: float, reference: float) -> float:
+    if reference > 0:
+        return 100.0 * (volume - reference) / reference
+    return 0.0 if volume == 0 else float("nan")
 
 
 def _empty_distance(pred: Mask, ref: Mask) -> float:

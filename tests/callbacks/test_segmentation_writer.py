@@ -61,6 +61,7 @@ def test_measures_in_mm_and_ml(tiny_cohort: Tiny) -> None:
     assert (row["dice"], row["iou"], row["hd95_mm"], row["assd_mm"], row["quality"]) == (1.0, 1.0, 0.0, 0.0, 3)
     # a voxel has 10 x 10 x 20 mm, 2 ml, whatever the tilt
     assert row["volume_ml"] == pytest.approx(2.0 * reference.sum()) == row["reference_volume_ml"]
+    assert row["nsd"] == 1.0
     shifted = np.roll(reference, 1, axis=0)
     row = measured(shifted, reference, spacing)
     assert row["dice"] == pytest.approx(2 * (shifted & reference).sum() / (2 * reference.sum()))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from monai.losses.dice import DiceLoss
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 from lightning_modules.losses.segmentation import (
     DeepSupervisionLoss,
@@ -27,6 +31,50 @@ def test_loss_equals_monais_dice_and_torchs_cross_entropy(batch_dice: bool, clas
     )
     expected = dice(logits, target) - 1 + F.cross_entropy(logits, target[:, 0].long())
     torch.testing.assert_close(DiceCELoss(batch_dice=batch_dice)(logits, target), expected)
+
+
+def nnunets_loss(batch_dice: bool) -> DC_and_CE_loss:
+    """What nnU-Net v2's trainer builds for one process."""
+    settings = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    return DC_and_CE_loss(settings, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("liver", ["everywhere", "in one item", "nowhere"])
+def test_loss_and_gradient_equal_nnunets(batch_dice: bool, classes: int, liver: str) -> None:
+    torch.manual_seed(1)
+    target = torch.randint(0, classes, (3, 1, 6, 5, 4))
+    if liver != "everywhere":
+        target[1 if liver == "in one item" else 0 :] = 0
+    logits = torch.randn(3, classes, 6, 5, 4, requires_grad=True)
+    ours = DiceCELoss(batch_dice=batch_dice)(logits, target)
+    theirs = nnunets_loss(batch_dice)(logits, target)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_deep_supervision_equals_nnunets(batch_dice: bool) -> None:
+    torch.manual_seed(2)
+    shapes = [(8, 8, 4), (4, 4, 4), (2, 2, 2), (1, 1, 1)]
+    levels = [torch.randn(2, 2, *shape) for shape in shapes]
+    target = torch.randint(0, 2, (2, 1, 8, 8, 4))
+    weights = np.array([1 / 2**level for level in range(len(levels))])
+    weights[-1] = 0  # nnUNetTrainer._build_loss
+    wrapper = DeepSupervisionWrapper(nnunets_loss(batch_dice), weights / weights.sum())
+    theirs = wrapper(levels, [resize_target(target, shape) for shape in shapes])
+    torch.testing.assert_close(DeepSupervisionLoss(DiceCELoss(batch_dice))(levels, target), theirs)
+
+
+def test_levels_stacked_at_full_resolution_as_dynunet_gives_them() -> None:
+    torch.manual_seed(3)
+    stacked = torch.randn(2, 3, 2, 8, 8, 4)
+    target = torch.randint(0, 2, (2, 1, 8, 8, 4))
+    loss = DiceCELoss()
+    expected = 2 / 3 * loss(stacked[:, 0], target) + 1 / 3 * loss(stacked[:, 1], target)
+    torch.testing.assert_close(DeepSupervisionLoss(loss)(stacked, target), expected)
 
 
 def test_a_perfect_prediction_ends_at_minus_one() -> None:
