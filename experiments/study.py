@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from datamodules.errors import InputError
+from experiments.study_axes import expanded, merged
+from experiments.study_schema import SCHEMA, form_faults
 
-KEYS = ("study", "cohort", "splits", "folds", "seeds", "segmenter", "arms", "compare")
-ARM_KEYS = ("config", "masks", "role", "set")
-MASKS = ("none", "out_of_fold")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""What may name a folder of runs."""
+
+RESERVED = ("masks", "store", "cohort", "comparison")
+"""Folders beside the arms'."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resources:
+    """What a cell may use; None is decided by the machine at hand.
+
+    Attributes:
+        cores: Processor cores, and threads.
+        gpus: GPUs; below 1, the share of one that several cells have together.
+        memory_gb: Main memory in GB.
+        hours: Time limit in hours.
+        nodes: Nodes, on a cluster.
+        tasks: Processes over all nodes (DDP ranks), on a cluster.
+    """
+
+    cores: int | None = None
+    gpus: float | None = None
+    memory_gb: float | None = None
+    hours: float | None = None
+    nodes: int = 1
+    tasks: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,16 +49,22 @@ class Arm:
     Attributes:
         name: The arm's name.
         configs: Configurations, later ones over earlier ones: shipped names, or files relative to the study.
-        masks: ``out_of_fold`` where the arm gets the study's out-of-fold masks, else ``none``.
+        masks: ``out_of_fold`` or ``reference`` where the arm gets masks, else ``none``.
         role: ``segmenter``, ``classifier``, ``staging`` or ``probe``.
         settings: Single keys over the configurations, such as ``model.init_args.network.init_args.backbone``.
+        segmenter: Whose out-of-fold masks the arm gets, or None.
+        resources: What its cells may use.
+        axes: The value's name on each axis that the arm was made from.
     """
 
     name: str
     configs: tuple[str, ...]
     masks: str
     role: str
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
+    segmenter: str | None = None
+    resources: Resources = Resources()
+    axes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,9 +77,10 @@ class Study:
         splits: The split file, or None where the command line gives it.
         folds: Folds to run; None for all of the split.
         seeds: Seeds of the arms; segmenters run with the first alone.
-        segmenter: The first stage, or None where no arm needs masks.
+        segmenters: The first stages; those whose masks no arm needs are not run.
         arms: The arms, in the order they are run and shown.
-        reference: The arm that the others are compared with, or None.
+        compare: The comparison asked for (``reference``, ``metric``, ``out``), or None.
+        retries: Further tries of a failed cell.
     """
 
     name: str
@@ -55,9 +88,21 @@ class Study:
     splits: Path | None
     folds: tuple[int, ...] | None
     seeds: tuple[int, ...]
-    segmenter: Arm | None
+    segmenters: tuple[Arm, ...]
     arms: tuple[Arm, ...]
-    reference: str | None
+    compare: Mapping[str, str] | None = None
+    retries: int = 1
+
+    @property
+    def reference(self) -> str | None:
+        """The arm that the others are compared with, or None."""
+        return (self.compare or {}).get("reference")
+
+    @property
+    def needed(self) -> tuple[Arm, ...]:
+        """The segmenters whose masks an arm needs."""
+        names = {arm.segmenter for arm in self.arms if arm.masks == "out_of_fold"}
+        return tuple(arm for arm in self.segmenters if arm.name in names)
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -73,42 +118,13 @@ class Study:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
         if not isinstance(value, dict):
-            raise InputError(f"{path}: is not a mapping of keys; a study has {', '.join(KEYS)}")
-        faults = [*_unknown(value, KEYS, ""), *_mistyped(value)]
+            raise InputError(f"{path}: is not a mapping of keys; a study has {', '.join(SCHEMA['properties'])}")
+        faults = form_faults(value)
+        if not faults:
+            study, faults = _study(value, path.parent)
         if faults:
             raise InputError(*(f"{path}: {fault}" for fault in faults))
-        faults += [f"{key}: is missing; a study needs it" for key in ("study", "arms") if not value.get(key)]
-        arms = value.get("arms") or {}
-        stages = {f"arms.{name}": arm for name, arm in arms.items()}
-        if value.get("segmenter"):
-            stages["segmenter"] = value["segmenter"]
-        for name, arm in stages.items():
-            if not isinstance(arm, dict) or "config" not in arm:
-                faults.append(f"{name}.config: is missing; name one or more configurations")
-                continue
-            faults += _unknown(arm, ARM_KEYS, f"{name}.")
-            if not isinstance(arm.get("set") or {}, dict):
-                faults.append(f"{name}.set: is not a mapping; write 'key: value' for each configuration key")
-            if arm.get("masks", "none") not in MASKS:
-                faults.append(f"{name}.masks: {arm['masks']!r} is not one of {', '.join(MASKS)}")
-            if arm.get("masks") == "out_of_fold" and not value.get("segmenter"):
-                faults.append(f"{name}.masks: out_of_fold masks need a segmenter; add the key 'segmenter'")
-        reference = (value.get("compare") or {}).get("reference")
-        if reference is not None and reference not in arms:
-            faults.append(f"compare.reference: there is no arm {reference!r}; arms are {', '.join(arms)}")
-        if faults:
-            raise InputError(*(f"{path}: {fault}" for fault in faults))
-        segmenter = value.get("segmenter")
-        return cls(
-            name=str(value["study"]),
-            cohort=None if value.get("cohort") is None else path.parent / str(value["cohort"]),
-            splits=None if value.get("splits") is None else path.parent / str(value["splits"]),
-            folds=None if value.get("folds") is None else tuple(int(fold) for fold in value["folds"]),
-            seeds=tuple(int(seed) for seed in value.get("seeds") or [0]),
-            segmenter=None if segmenter is None else _arm("segmenter", segmenter, "segmenter", path.parent),
-            arms=tuple(_arm(name, arm, "classifier", path.parent) for name, arm in arms.items()),
-            reference=reference,
-        )
+        return study
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,36 +156,92 @@ def cells_of(study: Study, folds: int) -> tuple[list[Cell], list[Cell]]:
     if beyond:
         raise InputError(f"study {study.name}: folds: {beyond[0]} is not in the split file, which has 0 to {folds - 1}")
     # out-of-fold masks need the segmenter of every fold, whichever folds the arms run on
-    first = [] if study.segmenter is None else [Cell(study.segmenter, fold, study.seeds[0]) for fold in range(folds)]
+    first = [Cell(segmenter, fold, study.seeds[0]) for segmenter in study.needed for fold in range(folds)]
     return first, [Cell(arm, fold, seed) for arm in study.arms for seed in study.seeds for fold in wanted]
 
 
-def _mistyped(value: dict[str, Any]) -> list[str]:
-    """Keys whose value has the wrong form; a missing or empty key is for others to judge."""
+def masks_folder(study: Path, segmenter: str) -> Path:
+    """Where a segmenter's out-of-fold masks lie in a study's folder."""
+    return study / ("masks" if segmenter == "segmenter" else f"masks-{segmenter}")
+
+
+def _study(value: dict[str, Any], folder: Path) -> tuple[Study, list[str]]:
+    """The study of a content whose form is right, and what is still wrong with it."""
+    first = dict(value.get("segmenters") or {})
+    if value.get("segmenter"):
+        first = {"segmenter": value["segmenter"], **first}
+    arms, faults = expanded(value)
+    if not arms and not faults:
+        faults.append("arms: is missing; a study needs arms, or a base with axes")
+    common = {"set": value.get("set"), "resources": value.get("resources")}
+    made = {
+        "segmenters": [_arm(name, merged([common, arm]), "segmenter", folder, {}) for name, arm in first.items()],
+        "arms": [_arm(name, merged([common, arm]), "classifier", folder, axes) for name, (arm, axes) in arms.items()],
+    }
+    made["arms"] = [
+        dataclasses.replace(arm, segmenter=next(iter(first)))
+        if arm.masks == "out_of_fold" and arm.segmenter is None and len(first) == 1
+        else arm
+        for arm in made["arms"]
+    ]
+    for kind, found in made.items():
+        for arm in found:
+            place = "segmenter" if arm.name == "segmenter" and kind == "segmenters" else f"{kind}.{arm.name}"
+            faults += [f"{place}{fault}" for fault in _arm_faults(arm, list(first))]
+            if kind == "arms" and arm.name in first:
+                faults.append(f"{place}: a segmenter has this name as well; rename one")
+    reference = (value.get("compare") or {}).get("reference")
+    if arms and reference is not None and reference not in arms:
+        faults.append(f"compare.reference: there is no arm {reference!r}; arms are {', '.join(arms)}")
+    study = Study(
+        name=str(value["study"]),
+        cohort=None if value.get("cohort") is None else folder / str(value["cohort"]),
+        splits=None if value.get("splits") is None else folder / str(value["splits"]),
+        folds=None if value.get("folds") is None else tuple(value["folds"]),
+        seeds=tuple(value.get("seeds") or [0]),
+        segmenters=tuple(made["segmenters"]),
+        arms=tuple(made["arms"]),
+        compare=value.get("compare"),
+        retries=int(value.get("retries", 1)),
+    )
+    if not SAFE_NAME.fullmatch(study.name):
+        faults.append(f"study: {study.name!r} cannot name a folder; use letters, digits, '.', '_', '+' and '-'")
+    return study, faults
+
+
+def _arm(name: str, value: Mapping[str, Any], role: str, folder: Path, axes: Mapping[str, str]) -> Arm:
+    """An arm of a merged fragment; a configuration that is a file beside the study is meant, not a shipped one."""
+    found = tuple(
+        str((folder / config).absolute()) if (folder / config).is_file() else config for config in value["config"]
+    )
+    wish = dict(value["resources"])
+    share = wish.pop("gpu", None)
+    resources = Resources(**{**wish, **({} if share is None else {"gpus": share})})
+    return Arm(
+        name=name,
+        configs=found,
+        masks=value.get("masks", "none"),
+        role=value.get("role", role),
+        settings=value["set"],
+        segmenter=value.get("segmenter"),
+        resources=resources,
+        axes=axes,
+    )
+
+
+def _arm_faults(arm: Arm, segmenters: list[str]) -> list[str]:
+    """What is wrong with an arm; each begins with the key below the arm."""
     faults = []
-    for key in ("arms", "segmenter", "compare"):
-        if value.get(key) is not None and not isinstance(value[key], dict):
-            faults.append(f"{key}: is not a mapping; write its keys on indented lines")
-    for key in ("folds", "seeds"):
-        numbers = value.get(key)
-        if numbers is None:
-            continue
-        if not isinstance(numbers, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-            faults.append(f"{key}: {numbers!r} is not a list of whole numbers such as [0, 1, 2]")
-    return faults
-
-
-def _arm(name: str, value: dict[str, Any], role: str, folder: Path) -> Arm:
-    configs = value["config"] if isinstance(value["config"], list) else [value["config"]]
-    found = tuple(str(folder / config) if (folder / str(config)).is_file() else str(config) for config in configs)
-    return Arm(name, found, value.get("masks", "none"), value.get("role", role), dict(value.get("set") or {}))
-
-
-def _unknown(value: dict[str, Any], known: tuple[str, ...], prefix: str) -> list[str]:
-    faults = []
-    for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            faults.append(f"{prefix}{key}: unknown key; {hint}")
+    if not SAFE_NAME.fullmatch(arm.name):
+        faults.append(": cannot name a folder; use letters, digits, '.', '_', '+' and '-'")
+    if arm.name in RESERVED:
+        faults.append(": is a folder's name of the study's own; rename the arm")
+    if not arm.configs:
+        faults.append(".config: is missing; name one or more configurations, here or under 'base'")
+    if arm.masks == "out_of_fold" and not segmenters:
+        faults.append(".masks: out_of_fold masks need a segmenter; add the key 'segmenter'")
+    elif arm.segmenter is not None and arm.segmenter not in segmenters:
+        faults.append(f".segmenter: there is no segmenter {arm.segmenter!r}; there are {', '.join(segmenters) or 'none'}")
+    elif arm.masks == "out_of_fold" and arm.segmenter is None:
+        faults.append(f".segmenter: is missing; say whose masks: {', '.join(segmenters)}")
     return faults
