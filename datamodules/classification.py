@@ -86,13 +86,14 @@ class ClassificationDataModule(PatientDataModule):
         return VolumeDataset(self.items(part), self.targets(part), self.store, self.mask_source, self.mask_set)
 
     def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
-        """See ``CohortDataModule``; adds mask source, quality band and test target."""
+        """See ``CohortDataModule``; adds mask source, quality band, Dice of that mask and test target."""
         facts = super().facts(scan_id, part)
-        quality = None
+        quality: dict[str, Any] = {"quality": None}
         if self.quality_set is not None and scan_id in self.quality_set.masks:
-            quality = self.quality_set.masks[scan_id].quality
+            mask = self.quality_set.masks[scan_id]
+            quality = {"quality": mask.quality, "mask_dice": mask.dice}
         target = self.targets(part).get(str(facts["patient_id"]))
-        return {**facts, "target": target, "mask_source": self.mask_source, "quality": quality}
+        return {**facts, "target": target, "mask_source": self.mask_source, **quality}
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):

@@ -17,17 +17,18 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 INTEGER_COLUMNS = ("seed", "fold", "target", "quality")
 NUMBER_COLUMNS = (
-    "prob", "logit", "threshold", "dice", "iou", "hd95_mm", "assd_mm", "nsd", "volume_ml",
+    "prob", "logit", "threshold", "mask_dice", "dice", "iou", "hd95_mm", "assd_mm", "nsd", "volume_ml",
     "reference_volume_ml", "age",
 )  # fmt: skip
 RECORD_COLUMNS = (
     "patient_id", "scan_id", "source", "sequence", "study", "arm", "seed", "fold", "part", "split_sha256",
-    "target", "prob", "logit", "threshold", "mask_source", "quality",
+    "target", "prob", "logit", "threshold", "mask_source", "quality", "mask_dice",
     "dice", "iou", "hd95_mm", "assd_mm", "nsd", "volume_ml", "reference_volume_ml",
     "role", "sex", "age",
 )  # fmt: skip
 """Known columns, in the order written. Several classes have ``prob_0 … prob_k`` (and ``logit_0 … logit_k``) in place
-of ``prob`` and ``logit``. ``role`` is ``probe`` for an arm that should fail where there is no shortcut."""
+of ``prob`` and ``logit``. ``mask_dice`` is the Dice of the scan's predicted mask, whose band ``quality`` is (``dice``
+belongs to rows of a segmenter). ``role`` is ``probe`` for an arm that should fail where there is no shortcut."""
 REQUIRED_COLUMNS = ("patient_id", "arm", "seed", "fold", "part", "split_sha256")
 EXTRA_PREFIX = "x_"
 """Columns that begin so are the user's own: carried along, never validated."""
@@ -220,7 +221,7 @@ def _value_faults(table: pd.DataFrame, name: str) -> list[str]:
         # a scan without a reference mask has a volume but nothing to be scored against
         scored = table["reference_volume_ml"].notna() if "reference_volume_ml" in table else ~predicted
         checks.append((table["dice"].isna() & scored, "dice is NaN or empty; score an empty mask by a stated rule"))
-    shares = tuple((column, 0.0, 1.0) for column in ("dice", "iou", "nsd"))
+    shares = tuple((column, 0.0, 1.0) for column in ("mask_dice", "dice", "iou", "nsd"))
     for column, low, high in (*shares, ("quality", 1, 3), ("age", 0, 120)):
         if column in table:
             off = ((table[column] < low) | (table[column] > high)).fillna(False)

@@ -13,7 +13,7 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import Part
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
-from datamodules.masks import MaskSet
+from datamodules.masks import MaskSet, quality_band
 from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
@@ -118,7 +118,16 @@ class StagingDataModule(PatientDataModule):
             "sequence": "+".join(sequences),
             "target": target,
             "mask_source": self.mask_source,
+            **self._quality(scans),
         }
+
+    def _quality(self, scans: Sequence[Scan]) -> dict[str, Any]:
+        """Mean Dice of the sequences' masks and its band; nothing where an arm has no predicted masks."""
+        if self.mask_set is None:
+            return {}
+        known = [dice for scan in scans if (dice := self.mask_set.masks[scan.scan_id].dice) is not None]
+        mean = sum(known) / len(known) if known else None
+        return {"quality": quality_band(mean), "mask_dice": mean}
 
 
 def examinations(scans: Sequence[Scan], sequences: Sequence[str], name: str) -> list[Examination]:

@@ -57,6 +57,7 @@ def test_round_trip_keeps_values_types_and_gaps(tmp_path: Path, suffix: str) -> 
         ({"treshold": 0.5}, r"unknown column 'treshold'; did you mean 'threshold'"),
         ({"prob_0": 0.5}, r"prob_0 to prob_k without a gap"),
         ({"dice": [0.9, 1.2, 0.8]}, r"row 2 .* dice is not between 0 and 1"),
+        ({"mask_dice": [0.9, 1.2, 0.8]}, r"row 2 .* mask_dice is not between 0 and 1"),
     ],
 )
 def test_faults_name_row_and_patient_and_write_nothing(tmp_path: Path, changes: dict[str, object], words: str) -> None:
