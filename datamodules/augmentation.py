@@ -1,8 +1,8 @@
 """Augmentation of whole batches on the device they are on, in TorchIO's words.
 
 Scaling, rotation, translation and elastic deformation of image and mask are fused into one
-resampling. Parameters are drawn for each item from (seed, step, rank), so they are the same for any
-number of workers.
+resampling. Parameters are drawn for each item from its own seed, so they are the same in any batch, for
+any number of workers and processes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SPATIAL = (RandomFlip, RandomAffine, RandomElasticDeformation)
 
 
 class Drawn(NamedTuple):
-    """What was drawn for one transform: which items it takes, and the parameters of all of them."""
+    """What was drawn for one transform: which items it takes, and the parameters of those."""
 
     active: Tensor
     params: Params
@@ -69,7 +69,7 @@ class BatchedAugmentation:
     Args:
         transforms: The chain. Spatial transforms stand first, in the order flip, affine, elastic,
             each at most once.
-        seed: Of the run.
+        seed: Of the chain; it is mixed with each item's own.
         spacing: Voxel spacing in mm along the axes, where it is the same for all volumes.
         label_interpolation: For the mask: ``nearest``, or ``linear`` for masks in [0, 1], which goes
             through the same resampling as the image; whole-number masks are cut at 1/2.
@@ -112,8 +112,7 @@ class BatchedAugmentation:
         self,
         image: Tensor,
         mask: Tensor | None = None,
-        step: int = 0,
-        rank: int = 0,
+        seeds: Sequence[int] | None = None,
         spacing: Sequence[float] | Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Augment a batch.
@@ -121,8 +120,8 @@ class BatchedAugmentation:
         Args:
             image: float32, shape (B, C, I, J, K).
             mask: Shape (B, 1, I, J, K), or (B, S, I, J, K), any number type; None where there is none.
-            step: Number of the batch in the run; the same step gives the same augmentation.
-            rank: Of the process.
+            seeds: One an item, not negative; the same seed gives the same augmentation in any batch. Their
+                places in the batch where not given.
             spacing: In mm, shape (3,) or (B, 3); None takes the chain's own.
 
         Returns:
@@ -131,18 +130,32 @@ class BatchedAugmentation:
         Raises:
             ValueError: A transform works in mm and no spacing is known, or shapes do not fit.
         """
-        drawn = self.make_params(image.shape[0], image.shape[1], step, rank)
+        chosen = range(image.shape[0]) if seeds is None else seeds
+        if len(chosen) != image.shape[0]:
+            raise ValueError(f"{len(chosen)} seeds for {image.shape[0]} items: give one an item")
+        drawn = self.make_params(chosen, image.shape[1])
         return self.apply(image, mask, drawn, spacing)
 
-    def make_params(self, items: int, channels: int, step: int, rank: int = 0) -> list[Drawn]:
-        """Draw everything random for a batch, on the CPU; one entry a transform."""
-        words = np.random.SeedSequence([self.seed, step, rank]).generate_state(2, np.uint32)
-        generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-        drawn = []
-        for transform in self.transforms:
-            active = (torch.rand(items, generator=generator) < transform.p).nonzero()[:, 0]
-            drawn.append(Drawn(active, transform.make_params(items, channels, generator)))
-        return drawn
+    def make_params(self, seeds: Sequence[int], channels: int) -> list[Drawn]:
+        """Draw everything random for a batch, on the CPU, from one seed an item; one entry a transform."""
+        active: list[list[int]] = [[] for _ in self.transforms]
+        params: list[list[Params]] = [[] for _ in self.transforms]
+        for item, seed in enumerate(seeds):
+            words = np.random.SeedSequence([self.seed, int(seed)]).generate_state(2, np.uint32)
+            generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+            chances = torch.rand(len(self.transforms), generator=generator).tolist()
+            for index, transform in enumerate(self.transforms):
+                if chances[index] < transform.p:
+                    active[index].append(item)
+                    params[index].append(transform.make_params(1, channels, generator))
+        return [
+            Drawn(
+                torch.tensor(items, dtype=torch.int64), {name: torch.cat([p[name] for p in each]) for name in each[0]}
+            )
+            if items
+            else Drawn(torch.tensor([], dtype=torch.int64), {})
+            for items, each in zip(active, params, strict=True)
+        ]
 
     def apply(
         self,
@@ -165,7 +178,7 @@ class BatchedAugmentation:
             if transform.needs_spacing and steps is None:
                 raise ValueError(_no_spacing(transform))
             index = active.to(image.device)
-            chosen = {name: value[active].to(image.device) for name, value in params.items()}
+            chosen = {name: value.to(image.device) for name, value in params.items()}
             if active.numel() == image.shape[0]:
                 image = transform.apply(image, chosen, steps)
             else:
@@ -195,10 +208,11 @@ class BatchedAugmentation:
             moved[active] = True
             if isinstance(transform, RandomAffine):
                 affine = torch.eye(3, 4).repeat(items, 1, 1)
-                affine[active] = pull_affine(*(params[k][active] for k in ("scales", "degrees", "translation")))
+                affine[active] = pull_affine(*(params[k] for k in ("scales", "degrees", "translation")))
             else:
-                control = torch.zeros_like(params["control_points"])
-                control[active] = params["control_points"][active]
+                points = params["control_points"]
+                control = points.new_zeros(items, *points.shape[1:])
+                control[active] = points
         if spacing is None or not moved.any():
             return
         chosen = moved.nonzero()[:, 0]
@@ -267,8 +281,8 @@ def classification_preset() -> list[BatchedTransform]:
 
 
 def _flip(image: Tensor, mask: Tensor | None, active: Tensor, flip: Tensor) -> None:
-    for item in active.tolist():
-        axes = [1 + axis for axis in range(3) if flip[item, axis]]
+    for item, mirrored in zip(active.tolist(), flip.tolist(), strict=True):
+        axes = [1 + axis for axis in range(3) if mirrored[axis]]
         if axes:
             image[item] = image[item].flip(axes)
             if mask is not None:

@@ -19,6 +19,7 @@ from datamodules.batch import Batch
 from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
 from datamodules.preprocessing import Preprocessing
+from datamodules.sampling import SeededItems, TrainingSampler
 from datamodules.splits import Fold, Splits
 from datamodules.store import Store
 
@@ -35,7 +36,7 @@ class CohortDataModule(LightningDataModule):
         store: Folder of preprocessed scans, shared by all runs.
         preprocessing: Grid and normalisation.
         sequences: Sequences to use; for one-sequence modules exactly one.
-        batch_size: Scans (or patches) in a batch on each device.
+        batch_size: Scans (or patches) in a batch on each device; every training batch is full.
         workers: Loader processes; 0 loads in the training process, which is fastest for small volumes
             because the store is memory-mapped.
         augmentation: Batched augmentation of training batches on the device; None for none.
@@ -70,9 +71,8 @@ class CohortDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.augmentation = augmentation
-        if augmentation is not None:
-            # seed_everything leaves the run's seed there: other seeds must augment otherwise
-            augmentation.seed += int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        # seed_everything leaves the run's seed there: other seeds must shuffle, cut and augment otherwise
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         if self.splits is not None and not 0 <= fold < len(self.splits.folds):
             raise InputError(f"{splits}: no fold {fold}; it has folds 0 to {len(self.splits.folds) - 1}")
 
@@ -127,14 +127,20 @@ class CohortDataModule(LightningDataModule):
             "split_sha256": "" if self.splits is None else self.splits.sha256,
         }
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Take the items' seeds out of their tensor while it is in main memory: later, that would halt the device."""
+        if "seed" in batch:
+            batch["seed"] = [int(seed) for seed in batch["seed"]]
+        return batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches on the device; parameters depend on seed, step and rank alone."""
-        trainer = self.trainer
-        if self.augmentation is None or trainer is None or not trainer.training:
+        """Augment training batches on the device; an item's parameters depend on its seed alone."""
+        if "seed" not in batch:
             return batch
-        # the loop counts from -1 until its first step has been taken
-        step, rank = trainer.fit_loop.total_batch_idx + 1, trainer.global_rank
-        image, mask = self.augmentation(batch["image"], batch.get("mask"), step, rank, self.known_spacing)
+        seeds = batch.pop("seed")
+        if self.augmentation is None:
+            return batch
+        image, mask = self.augmentation(batch["image"], batch.get("mask"), seeds, self.known_spacing)
         batch["image"] = image
         if mask is not None:
             batch["mask"] = mask
@@ -149,15 +155,33 @@ class CohortDataModule(LightningDataModule):
         i, j, k = spacing
         return None if i is None or j is None or k is None else (i, j, k)
 
-    def loader(self, dataset: Dataset[Any], *, train: bool, batch_size: int | None = None) -> DataLoader[Any]:
-        """A loader; training shuffles and drops nothing."""
+    def loader(
+        self, dataset: Dataset[dict[str, Any]], *, train: bool, batch_size: int | None = None
+    ) -> DataLoader[Any]:
+        """A loader; training shuffles, drops nothing and fills the last step up, as ``TrainingSampler`` says."""
+        size = self.batch_size if batch_size is None else batch_size
         return DataLoader(
-            dataset,
-            batch_size=self.batch_size if batch_size is None else batch_size,
-            shuffle=train,
+            SeededItems(dataset) if train else dataset,
+            batch_size=size,
+            sampler=self.training_sampler(dataset, size) if train else None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # a loader draws a number for its processes: not from the generator that dropout draws from
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def training_sampler(self, dataset: Dataset[Any], batch_size: int) -> TrainingSampler:
+        """The order of training items, shared out among the trainer's processes."""
+        share: dict[str, int] = {}
+        accumulated = 1
+        if self.trainer is not None:
+            # None on a single device; counts the groups of processes that see different data
+            share = self.trainer.distributed_sampler_kwargs or {}
+            accumulated = self.trainer.accumulate_grad_batches
+        items = len(dataset)  # type: ignore[arg-type]  # torch's class does not say that it has a length
+        return TrainingSampler(
+            items, self.seed, batch_size, share.get("num_replicas", 1), share.get("rank", 0), accumulated
         )
 
 

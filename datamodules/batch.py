@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 from torch import Tensor
@@ -20,6 +21,8 @@ class Batch(TypedDict):
             there when the arm may see it: a direct arm's batch has no such key, so it cannot cheat.
         present: bool, shape (B, S): which sequences the patient has. Absent for one-sequence data.
         target: int64, shape (B,) for classification. Absent for segmentation and prediction.
+        seed: Seed of each item's random draws, one an item, in training only. It is gone when the batch
+            reaches a learning module.
         patient_id: One person's id for each item.
         scan_id: The scan's id for each item; for several sequences, the ids joined by ``+``.
     """
@@ -28,5 +31,6 @@ class Batch(TypedDict):
     mask: NotRequired[Tensor]
     present: NotRequired[Tensor]
     target: NotRequired[Tensor]
+    seed: NotRequired[Sequence[int]]
     patient_id: list[str]
     scan_id: list[str]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import BatchedAugmentation
@@ -13,6 +12,7 @@ from datamodules.base import CohortDataModule, Part, channel_first
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
 from datamodules.preprocessing import Preprocessing
+from datamodules.sampling import seed_of
 from datamodules.store import Entry, Store
 
 DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0))
@@ -149,7 +149,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
     """Random patches, cut from the memory map without reading the rest.
 
     Every scan is drawn equally often; a patch is centred on a liver voxel with the given probability.
-    Randomness comes from torch's generator, which Lightning seeds in each worker.
+    What is random about a patch comes from the seed that its index carries.
 
     Args:
         scans: Scans to draw from.
@@ -174,7 +174,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         scan = self.scans[index % len(self.scans)]
         entry = self.store.entry(scan)
-        rng = np.random.default_rng(int(torch.randint(2**62, ()).item()))
+        rng = np.random.default_rng(seed_of(index))
         window = random_window(entry, self.patch, self.foreground, rng)
         return {
             "image": channel_first(padded(entry.image(window), self.patch)),

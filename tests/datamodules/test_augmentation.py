@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -169,8 +170,8 @@ def test_each_transform_alone(transform: BatchedTransform) -> None:
     before, before_mask = image.clone(), mask.clone()
     transform.p = 1.0
     chain = BatchedAugmentation([transform], seed=1, spacing=SPACING)
-    moved, moved_mask = chain(image, mask, step=4)
-    again, again_mask = chain(image, mask, step=4)
+    moved, moved_mask = chain(image, mask, seeds=(4, 5, 6))
+    again, again_mask = chain(image, mask, seeds=(4, 5, 6))
     assert moved_mask is not None
     assert again_mask is not None
     assert torch.equal(moved, again)
@@ -190,27 +191,47 @@ def test_each_transform_alone(transform: BatchedTransform) -> None:
     assert torch.equal(still_mask, mask)
 
 
-def test_seed_step_and_rank_each_count() -> None:
+def test_the_seeds_of_chain_and_item_each_count() -> None:
     image = torch.randn(2, 1, 16, 14, 10)
     chain = BatchedAugmentation([RandomNoise(std=(0.1, 0.2))], seed=1)
-    first = chain(image, step=1)[0]
-    assert not torch.equal(first, chain(image, step=2)[0])
-    assert not torch.equal(first, chain(image, step=1, rank=1)[0])
-    assert not torch.equal(first, BatchedAugmentation(chain.transforms, seed=2)(image, step=1)[0])
+    first = chain(image, seeds=(7, 8))[0]
+    assert not torch.equal(first[0], chain(image, seeds=(9, 8))[0][0])
+    assert torch.equal(first[1], chain(image, seeds=(9, 8))[0][1])
+    assert not torch.equal(first, BatchedAugmentation(chain.transforms, seed=2)(image, seeds=(7, 8))[0])
     torch.manual_seed(123)  # the process's own generator has no say
-    assert torch.equal(first, chain(image, step=1)[0])
+    assert torch.equal(first, chain(image, seeds=(7, 8))[0])
+    with pytest.raises(ValueError, match="1 seeds for 2 items"):
+        chain(image, seeds=(7,))
+
+
+@pytest.mark.parametrize("preset", [segmentation_preset, classification_preset])
+def test_an_item_is_augmented_alike_in_any_batch(preset: Callable[[], list[BatchedTransform]]) -> None:
+    image = torch.randn(8, 2, 16, 14, 10)
+    mask = (torch.rand(8, 1, 16, 14, 10) > 0.5).float()
+    seeds = [2**62 + 5 * item for item in range(8)]
+    chain = BatchedAugmentation(preset(), seed=3, spacing=SPACING)
+    whole, whole_mask = chain(image, mask, seeds)
+    assert whole_mask is not None
+    # every other item, as one of two processes gets them
+    for places in ([0, 2, 4, 6], [1, 3, 5, 7], [5]):
+        part, part_mask = chain(image[places], mask[places], [seeds[place] for place in places])
+        assert part_mask is not None
+        # sums of another length round otherwise, and a random curve of intensities is steep in places
+        assert (part - whole[places]).abs().max() < 1e-4
+        assert (part - whole[places]).abs().mean() < 1e-6
+        assert torch.equal(part_mask, whole_mask[places])
 
 
 def test_items_get_parameters_of_their_own() -> None:
     image = torch.randn(1, 1, 16, 14, 10).repeat(4, 1, 1, 1, 1)
-    moved, _ = BatchedAugmentation(segmentation_preset(), seed=0, spacing=SPACING)(image, step=3)
+    moved, _ = BatchedAugmentation(segmentation_preset(), seed=0, spacing=SPACING)(image)
     assert len({moved[n].sum().item() for n in range(4)}) >= 3
 
 
 def test_an_item_left_out_is_unchanged_bit_for_bit() -> None:
     image = torch.randn(8, 1, 16, 14, 10)
     chain = BatchedAugmentation([RandomAffine(p=0.5)], spacing=SPACING)
-    active = chain.make_params(8, 1, step=0)[0].active.tolist()
+    active = chain.make_params(range(8), 1)[0].active.tolist()
     moved, _ = chain(image)
     assert 0 < len(active) < 8
     for item in range(8):

@@ -25,7 +25,7 @@ def test_a_direct_arm_gets_no_mask(tiny_cohort: Tiny) -> None:
     data = module(tiny_cohort, mask_source="none", batch_size=3)
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         for batch in loader:
-            assert set(batch) == {"image", "target", "patient_id", "scan_id"}
+            assert set(batch) - {"seed"} == {"image", "target", "patient_id", "scan_id"}
             assert "mask" not in batch
 
 
@@ -47,7 +47,8 @@ def test_targets_and_patients(tiny_cohort: Tiny) -> None:
     for part in ("train", "valid", "test"):
         loader = {"train": data.train_dataloader, "valid": data.val_dataloader, "test": data.test_dataloader}[part]()
         patients = [patient for batch in loader for patient in batch["patient_id"]]
-        assert sorted(patients) == sorted(getattr(data.fold, part))
+        # the one training batch of eight is filled up: each of the four patients twice
+        assert sorted(patients) == sorted(getattr(data.fold, part) * (2 if part == "train" else 1))
         seen.update(
             {p: t for batch in loader for p, t in zip(batch["patient_id"], batch["target"].tolist(), strict=True)}
         )
@@ -56,11 +57,16 @@ def test_targets_and_patients(tiny_cohort: Tiny) -> None:
 
 
 def test_training_is_shuffled_and_drops_nothing(tiny_cohort: Tiny) -> None:
-    loader = module(tiny_cohort, batch_size=3).train_dataloader()
-    torch.manual_seed(0)
-    orders = [[scan for batch in loader for scan in batch["scan_id"]] for _ in range(6)]
+    data = module(tiny_cohort, batch_size=3)
+    loader = data.train_dataloader()
+    orders = []
+    for epoch in range(6):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # ours, not torch's
+        orders.append([scan for batch in loader for scan in batch["patient_id"]])
     assert len({tuple(order) for order in orders}) > 1
-    assert all(len(order) == 4 for order in orders)
+    for order in orders:
+        assert sorted(order[:4]) == sorted(data.fold.train)
+        assert order[4:] == order[:2], "the last batch is filled up from the beginning"
 
 
 def test_facts_of_the_record(tiny_cohort: Tiny) -> None:

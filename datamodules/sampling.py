@@ -1,0 +1,92 @@
+"""Training order and randomness as a function of seed and epoch alone: the same for any workers and processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class Draw(int):
+    """An index into a dataset that carries the seed of what is random about the item.
+
+    Args:
+        index: Which item.
+        seed: For its patch, its augmentation; in [0, 2^63).
+    """
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> Draw:
+        """Make an index with a seed."""
+        draw = super().__new__(cls, index)
+        draw.seed = seed
+        return draw
+
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # int's own stub names one argument
+        """What loader processes rebuild it from."""
+        return int(self), self.seed
+
+
+class TrainingSampler(DistributedSampler[Any]):
+    """Shuffle anew in each epoch, and share the order out so that only the size of an optimiser's step counts.
+
+    With n items, an epoch is a random order of them, continued from its own beginning until the last step is full.
+    A step takes ``step_items`` = batch size × processes × accumulated batches of that order, one after the other;
+    process r of R takes every R-th item, from the r-th on. So the same items, with the same randomness, make
+    up each step of one process with a batch of 8, of two with 4, and of one that accumulates two batches of 4. Each
+    batch is full: the mean over processes and accumulated batches is the mean over the step's items.
+
+    It derives from torch's distributed sampler so that Lightning does not wrap it in one of its own, and so that
+    Lightning tells it the epoch.
+
+    Args:
+        items: Number n of items, at least 1.
+        seed: Of the run.
+        batch_size: Items in a batch of one process.
+        ranks: Number R of processes.
+        rank: This process, in [0, R).
+        accumulated: Batches that are accumulated before the optimiser moves.
+    """
+
+    def __init__(
+        self, items: int, seed: int, batch_size: int, ranks: int = 1, rank: int = 0, accumulated: int = 1
+    ) -> None:
+        super().__init__(range(items), num_replicas=ranks, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]  # only its length is asked for
+        self.items = items
+        self.step_items = batch_size * ranks * accumulated
+        self.total_size = math.ceil(items / self.step_items) * self.step_items
+        self.num_samples = self.total_size // ranks
+
+    def __iter__(self) -> Iterator[Draw]:
+        """This process's share of the epoch's order."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.items)
+        for position in range(self.rank, self.total_size, self.num_replicas):
+            # by place, not by item: an item that is drawn twice is not the same patch twice
+            words = np.random.SeedSequence([self.seed, self.epoch, position]).generate_state(1, np.uint64)
+            yield Draw(int(order[position % self.items]), int(words[0] >> np.uint64(1)))
+
+
+class SeededItems(Dataset[dict[str, Any]]):
+    """A dataset whose items hold the seed that they were drawn with.
+
+    Args:
+        items: The dataset; it is indexed with a ``Draw``.
+    """
+
+    def __init__(self, items: Dataset[dict[str, Any]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]  # torch's class does not say that it has a length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.items[index], "seed": seed_of(index)}
+
+
+def seed_of(index: int) -> int:
+    """The seed that an index carries; a plain index, as ``overfit_batches`` gives, is its own."""
+    return index.seed if isinstance(index, Draw) else index
