@@ -44,7 +44,9 @@ def provenance_record(identity: Identity, config_sha256: str, arguments: list[st
 
 def wandb_id(identity: Identity) -> str:
     """The run's id in W&B: the same whenever the same cell is started, so that a resumed run goes on."""
-    return f"{identity.study}-{identity.arm}-{identity.cell}"[:120]
+    stem = f"{identity.study}-{identity.arm}"
+    # W&B takes 128 characters and puts the id into the names of tables; the cell must not be cut off
+    return f"{stem[:83]}-{identity.cell}"
 
 
 def git_state(folder: Path) -> dict[str, Any]:
