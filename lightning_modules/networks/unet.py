@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
+
+from lightning_modules.networks.instance_norm import InstanceNorm3d
 
 # the residual-encoder presets' blocks per stage; deeper stages repeat the last number
 _RESIDUAL_BLOCKS = (1, 3, 4, 6)
@@ -92,7 +95,7 @@ class NNUNet(nn.Module):
         self.strides: tuple[Axes, ...] = tuple(tuple(int(n) for n in entry) for entry in strides)
         self.deep_supervision = deep_supervision
         convolution = nn.Conv3d if dimensions == 3 else nn.Conv2d
-        instance = nn.InstanceNorm3d if dimensions == 3 else nn.InstanceNorm2d
+        instance = InstanceNorm3d if dimensions == 3 else nn.InstanceNorm2d
         batch = nn.BatchNorm3d if dimensions == 3 else nn.BatchNorm2d
         common = {
             "input_channels": in_channels,
@@ -190,14 +193,14 @@ def nnunet(
     )
 
 
-def strides_for(shape: Sequence[int], spacing: Sequence[float], max_stages: int = 6) -> list[Axes]:
+def strides_for(shape: Sequence[float], spacing: Sequence[float], max_stages: int = 6) -> list[Axes]:
     """Choose the strides of each stage by nnU-Net's rule.
 
     An axis is pooled while it keeps at least 4 voxels, and only once its spacing is less than twice
     the smallest spacing among the axes that can still be pooled: thick slices wait.
 
     Args:
-        shape: Edges of the patch, in voxels.
+        shape: Edges of the patch, in voxels; a median over scans may have halves.
         spacing: Voxel spacing along the same axes, in mm.
         max_stages: Most stages to make.
 
@@ -209,25 +212,28 @@ def strides_for(shape: Sequence[int], spacing: Sequence[float], max_stages: int 
 
     Source: nnU-Net v2, ``get_pool_and_conv_props``.
     """
-    return _pooling(shape, spacing, max_stages)[0]
+    return topology_for(shape, spacing, max_stages)[0]
 
 
-def kernel_sizes_for(shape: Sequence[int], spacing: Sequence[float], max_stages: int = 6) -> list[Axes]:
+def kernel_sizes_for(shape: Sequence[float], spacing: Sequence[float], max_stages: int = 6) -> list[Axes]:
     """Choose the convolution kernels of each stage by nnU-Net's rule; arguments as for :func:`strides_for`.
 
     Returns:
         One entry a stage: 1 along axes whose spacing is still at least twice the smallest, else 3.
     """
-    return _pooling(shape, spacing, max_stages)[1]
+    return topology_for(shape, spacing, max_stages)[1]
 
 
-def _pooling(shape: Sequence[int], spacing: Sequence[float], max_stages: int) -> tuple[list[Axes], list[Axes]]:
+def topology_for(
+    shape: Sequence[float], spacing: Sequence[float], max_stages: int = 6
+) -> tuple[list[Axes], list[Axes]]:
+    """Strides and kernel sizes of all stages: :func:`strides_for` and :func:`kernel_sizes_for` at once."""
     if len(shape) != len(spacing):
         raise ValueError(f"shape {tuple(shape)} and spacing {tuple(spacing)} differ in length")
     if min(shape) < 1 or min(spacing) <= 0 or max_stages < 1:
         raise ValueError(f"shape {tuple(shape)}, spacing {tuple(spacing)} and max_stages must be positive")
     axes = range(len(shape))
-    size, distance = [int(n) for n in shape], [float(n) for n in spacing]
+    size, distance = [float(n) for n in shape], [float(n) for n in spacing]
     kernel = [1] * len(shape)
     strides: list[Axes] = [(1,) * len(shape)]
     kernels: list[Axes] = []
@@ -245,6 +251,6 @@ def _pooling(shape: Sequence[int], spacing: Sequence[float], max_stages: int) ->
         strides.append(tuple(2 if axis in pooled else 1 for axis in axes))
         for axis in pooled:
             distance[axis] *= 2
-            size[axis] = -(-size[axis] // 2)
+            size[axis] = math.ceil(size[axis] / 2)
     kernels.append((3,) * len(shape))  # the bottleneck always sees all axes
     return strides, kernels
