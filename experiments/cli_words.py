@@ -25,6 +25,18 @@ def with_shipped(arguments: Sequence[str]) -> list[str]:
     return [shipped(word, words[index - 1] if index else "") for index, word in enumerate(words)]
 
 
+def take_restart(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Take ``--restart`` out of the words of ``fit``.
+
+    Args:
+        arguments: Words after the command.
+
+    Returns:
+        Whether it was among them, and the other words.
+    """
+    return "--restart" in arguments, [word for word in arguments if word != "--restart"]
+
+
 def expand_run(command: str, arguments: list[str]) -> tuple[RunDirectory | None, str, list[str]]:
     """Replace ``--run DIR`` by that run's configuration, and take out ``--ckpt``.
 

@@ -15,20 +15,23 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from callbacks.last_checkpoint import ResumePoint, prepare, resume_point, tidy
 from callbacks.provenance import provenance_record
 from callbacks.run_directory import Identity, RunDirectory
 from datamodules.base import CohortDataModule
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
-from datamodules.files import sha256_of_file, sha256_of_json, write_json, write_text
+from datamodules.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from datamodules.masks import RECORD
 from datamodules.splits import Splits
 from experiments.cli_errors import explained, misfits
-from experiments.cli_words import expand_run, with_shipped
+from experiments.cli_words import expand_run, take_restart, with_shipped
 from experiments.quiet import quieten_lightning
-from experiments.wandb_runs import finish_wandb, is_wandb, log_everywhere, place_wandb
+from experiments.run_logging import check_loggers, tell_configuration
+from experiments.wandb_media import log_results
+from experiments.wandb_runs import Sharing, finish_wandb, go_on, is_wandb, place_wandb
 from lightning_modules.classification import PatientClassifier
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
@@ -36,6 +39,9 @@ PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 
 MACHINE_KEYS = ("logger", "default_root_dir", "accelerator", "enable_progress_bar", "enable_model_summary")
 """Trainer arguments that say where and how visibly a cell runs, not what it is."""
+
+WATCHERS: dict[str, dict[str, Any]] = {"callbacks.last_checkpoint.LastCheckpoint": {"every_s": 10.0}}
+"""Callbacks that each run has, with their arguments; a cell's id does not depend on them."""
 
 Role = Literal["segmenter", "classifier", "staging", "probe"]
 
@@ -76,6 +82,7 @@ class HepastageCLI(LightningCLI):
         parser.add_argument("--arm", type=str, default="arm", help="name of the configuration under test")
         parser.add_argument("--role", type=Role, default="classifier", help="the cell's stage: W&B's job type")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--wandb", type=Sharing, default=Sharing(), help="what else W&B gets")
 
     def before_instantiate_classes(self) -> None:
         """Decide the cell's id and directory, and send checkpoints and logs there."""
@@ -84,6 +91,7 @@ class HepastageCLI(LightningCLI):
             if value is not None:
                 # the saved configuration must mean the same from any working directory
                 self.config.data.init_args[key] = str(Path(value).absolute())
+        add_watchers(self.config)
         resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
         self.identity = identity_of(resolved)
         self.directory = RunDirectory.of_cell(
@@ -93,24 +101,40 @@ class HepastageCLI(LightningCLI):
         place(self.config.trainer, self.directory, self.identity)
 
     @rank_zero_only
-    def record(self) -> None:
-        """Write configuration and provenance before the first step."""
+    def record(self, point: ResumePoint | None = None) -> None:
+        """Write configuration and provenance before the first step.
+
+        Args:
+            point: Where an unfinished run goes on: its provenance is kept, the new one added to it.
+        """
         text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
         write_text(self.directory.config, text)
         record = provenance_record(self.identity, sha256_of_json(self.resolved), [self.command, *self.arguments])
+        if point is not None and self.directory.provenance.is_file():
+            earlier = read_json(self.directory.provenance, "a run's provenance")
+            now = {key: value for key, value in record.items() if key not in ("identity", "wandb_id")}
+            record = {**earlier, "resumed": [*earlier.get("resumed", []), {"epoch": point.epoch, **now}]}
         write_json(self.directory.provenance, record)
 
     def log_configuration(self) -> None:
         """Give the resolved configuration and the cell's identity to every logger, without paths of this machine."""
-        shown = copy.deepcopy(self.resolved)
-        for key in PATH_KEYS:
-            shown["data"]["init_args"].pop(key, None)
-        shown.pop("runs", None)
-        log_everywhere(self.trainer.loggers, {**shown, **dataclasses.asdict(self.identity)})
+        tell_configuration(self.trainer.loggers, self.directory, self.identity, self.resolved, PATH_KEYS)
+
+    @property
+    def sharing(self) -> Sharing:
+        """What of the patients may go to W&B."""
+        return Sharing(**self.resolved["wandb"])
 
 
 class _Parser(LightningArgumentParser):
     """Errors become one line; the command's usage, which fills screens, is not repeated."""
+
+    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
+        """The configuration as text, with the callbacks that each run has: ``--print_config`` is complete."""
+        if isinstance(cfg.get("trainer"), Namespace):
+            cfg = cfg.clone()
+            add_watchers(cfg)
+        return str(super().dump(cfg, *args, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what the front door prints."""
@@ -132,6 +156,9 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     """
     # jsonargparse prints what it has read so far: the word must come last
     words = sorted(arguments, key=lambda word: word.startswith("--print_config"))
+    restart = False
+    if command == "fit":
+        restart, words = take_restart(words)
     run_dir, which, rest = expand_run(command, words)
     cli = parsed(command, rest)
     if run_dir is not None and cli.directory.path != run_dir.path:
@@ -140,7 +167,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
             "cohort, the split or an argument differs from what it was trained with"
         )
     if command == "fit":
-        fit(cli)
+        fit(cli, restart)
     else:
         evaluate(cli, command, which)
     return 0
@@ -155,10 +182,11 @@ def fit_and_test(arguments: Sequence[str]) -> bool:
     Returns:
         True where there was nothing left to do.
     """
-    cli = parsed("fit", arguments)
-    finished = cli.directory.finished()
+    restart, words = take_restart(arguments)
+    cli = parsed("fit", words)
+    finished = {} if restart else cli.directory.finished()
     if "fit" not in finished:
-        fit(cli)
+        fit(cli, restart)
         # the saved configuration, so that nothing that changed meanwhile can make it another cell
         cli = parsed("test", ["-c", str(cli.directory.config), "--runs", str(cli.config.runs)])
     # what an unfinished training was tested with is not what the finished one gives
@@ -204,6 +232,7 @@ def evaluate(cli: HepastageCLI, command: str, which: str, verbose: bool = True) 
     if "fit" not in cli.directory.finished():
         raise InputError(f"{cli.directory.path}: the training of this cell has not ended; run 'hepastage fit' first")
     checkpoint = cli.directory.checkpoint(which)
+    go_on(cli.trainer.loggers, cli.directory, fresh=False)
     # a classifier leaves its validation patients' record too, predicted by the very weights that are tested
     commands = ["validate", "test"] if command == "test" and isinstance(cli.model, PatientClassifier) else [command]
     for name in commands:
@@ -219,46 +248,89 @@ def evaluate(cli: HepastageCLI, command: str, which: str, verbose: bool = True) 
     finish(cli, command, checkpoint=checkpoint.name)
 
 
-def fit(cli: HepastageCLI) -> None:
-    """Train a cell from the start and mark it as fitted.
+def fit(cli: HepastageCLI, restart: bool = False) -> None:
+    """Train a cell and mark it as fitted; an unfinished training goes on from its last whole checkpoint.
+
+    Args:
+        cli: The parsed cell.
+        restart: Train from the start, whatever is there.
 
     Raises:
         InputError: The cell is already fitted.
+        SystemExit: A SIGTERM ended the training, with code 143.
     """
-    if "fit" in cli.directory.finished():
+    run = cli.directory
+    if "fit" in run.finished() and not restart:
         raise InputError(
-            f"{cli.directory.path}: this cell is already trained; test it with 'hepastage test --run', "
-            "or remove the folder to train it again"
+            f"{run.path}: this cell is already trained; test it with 'hepastage test --run', "
+            "or train it again with 'hepastage fit ... --restart'"
         )
+    # each process finds the same: rank zero leaves these files alone until all have read them
+    point, notes = (None, []) if restart else resume_point(run)
     if cli.trainer.is_global_zero:
         # all scans and masks are checked before the run directory is begun; Lightning's own call finds them done
         cli.datamodule.prepare_data()
-        # a killed run leaves a part of its log: the new one must not be appended to it
-        cli.directory.metrics.unlink(missing_ok=True)
-        cli.directory.predictions.unlink(missing_ok=True)
-        cli.directory.validation.unlink(missing_ok=True)
-        cli.directory.done.unlink(missing_ok=True)
+        begin(run, point, notes)
     cli.log_configuration()
-    cli.record()
-    try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    except SystemExit as stop:
-        # Lightning turns the keyboard's interrupt into an exit of its own
-        if cli.trainer.interrupted:
-            raise KeyboardInterrupt from stop
-        raise
-    reached = {key: float(value) for key, value in cli.trainer.callback_metrics.items() if math.isfinite(value)}
-    finish(cli, "fit", epochs=cli.trainer.current_epoch, metrics=reached)
+    cli.record(point)
+    go_on(cli.trainer.loggers, run, fresh=True)
+    epochs, reached = (0, {}) if point is None else (point.epoch, point.reached)
+    if point is None or not point.ended:
+        try:
+            cli.trainer.fit(
+                cli.model,
+                datamodule=cli.datamodule,
+                ckpt_path=None if point is None else str(point.path),
+                weights_only=None if point is None else True,
+            )
+        except SIGTERMException as stop:
+            say("hepastage: stopped by SIGTERM; the same command goes on from the last checkpoint")
+            raise SystemExit(143) from stop
+        except SystemExit as stop:
+            # Lightning turns the keyboard's interrupt into an exit of its own
+            if cli.trainer.interrupted:
+                raise KeyboardInterrupt from stop
+            raise
+        epochs = cli.trainer.current_epoch
+        reached = {key: float(value) for key, value in cli.trainer.callback_metrics.items() if math.isfinite(value)}
+    finish(cli, "fit", epochs=epochs, metrics=reached)
+    if cli.trainer.is_global_zero:
+        tidy(run)
+
+
+def begin(run: RunDirectory, point: ResumePoint | None, notes: Sequence[str]) -> None:
+    """Bring a run directory to where its training begins or goes on, and say which.
+
+    Args:
+        run: The run directory.
+        point: Where it goes on; None where it begins.
+        notes: Checkpoints that cannot be used.
+    """
+    for note in notes:
+        say(f"hepastage: {note}")
+    if point is None:
+        # a log must not be appended to that of a training that is begun anew
+        run.metrics.unlink(missing_ok=True)
+        for name in ("last.ckpt", "best.ckpt"):
+            (run.checkpoints / name).unlink(missing_ok=True)
+        tidy(run)
+    else:
+        prepare(run, point)
+        say(f"going on after epoch {point.epoch}, from {_shown(point.path)}")
+    run.predictions.unlink(missing_ok=True)
+    run.validation.unlink(missing_ok=True)
+    run.done.unlink(missing_ok=True)
 
 
 def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
     """Close the loggers, mark the command as done and say where everything lies."""
+    log_results(cli.trainer.loggers, cli.directory, command, cli.sharing)
     for logger in cli.trainer.loggers:
         logger.finalize("success")
-    finish_wandb(cli.trainer.loggers)
+    finish_wandb(cli.trainer.loggers, cli.directory)
     if cli.trainer.is_global_zero:
         cli.directory.mark_done(command, **facts)
-        sys.stderr.write(f"{command} done: {_shown(cli.directory.path)}\n")
+        say(f"{command} done: {_shown(cli.directory.path)}")
 
 
 def identity_of(resolved: dict[str, Any]) -> Identity:
@@ -278,12 +350,15 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
     splits = None if data.get("splits") is None else Splits.load(Path(data["splits"]), cohort)
     split_sha256 = "" if splits is None else splits.sha256
     content = copy.deepcopy(resolved)
-    for key in ("runs", "study", "arm", "role", "config"):
+    for key in ("runs", "study", "arm", "role", "config", "wandb"):
         content.pop(key, None)
     for key in PATH_KEYS:
         content["data"]["init_args"].pop(key, None)
     for key in MACHINE_KEYS:
         content["trainer"].pop(key, None)
+    content["trainer"]["callbacks"] = [
+        callback for callback in content["trainer"].get("callbacks") or [] if callback["class_path"] not in WATCHERS
+    ]
     content["data"]["init_args"].pop("workers", None)
     record = None if data.get("masks") is None else Path(data["masks"]) / RECORD
     masks_sha256 = "" if record is None or not record.is_file() else sha256_of_file(record)
@@ -304,6 +379,20 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
     )
 
 
+def add_watchers(config: Namespace) -> None:
+    """Add the callbacks that each run has where a configuration does not name them, so that it can be resumed.
+
+    Args:
+        config: The parsed configuration; changed in place.
+    """
+    callbacks = _as_list(config.trainer.get("callbacks"))
+    present = {callback.class_path for callback in callbacks}
+    for class_path, arguments in WATCHERS.items():
+        if class_path not in present:
+            callbacks.append(Namespace(class_path=class_path, init_args=Namespace(**arguments)))
+    config.trainer.callbacks = callbacks
+
+
 def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> None:
     """Point checkpoints and loggers of a trainer's configuration at the run directory.
 
@@ -316,12 +405,21 @@ def place(trainer: Namespace, directory: RunDirectory, identity: Identity) -> No
     for callback in _as_list(trainer.callbacks):
         if callback.class_path.endswith("ModelCheckpoint"):
             callback.init_args.dirpath = str(directory.checkpoints)
+            # LastCheckpoint writes it, in a way that survives a kill at any moment
+            callback.init_args.save_last = False
+    check_loggers([logger.class_path for logger in _as_list(trainer.logger)])
     for logger in _as_list(trainer.logger):
         settings = logger.init_args
         if "save_dir" in settings:
             settings.save_dir = str(directory.path)
         if is_wandb(logger.class_path):
             place_wandb(logger, identity)
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def _as_list(value: Any) -> list[Any]:
