@@ -88,7 +88,8 @@ class ClassificationDataModule(PatientDataModule):
     def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; adds mask source, quality band, Dice of that mask and test target."""
         facts = super().facts(scan_id, part)
-        quality: dict[str, Any] = {"quality": None}
+        # the band of the mask in use; without one, the reader's of the scan
+        quality: dict[str, Any] = {"quality": self.cohort.scan(scan_id).quality}
         if self.quality_set is not None and scan_id in self.quality_set.masks:
             mask = self.quality_set.masks[scan_id]
             quality = {"quality": mask.quality, "mask_dice": mask.dice}

@@ -27,13 +27,13 @@ TEXT_COLUMNS = (
     "sex",
     "official_split",
 )
-INTEGER_COLUMNS = ("stage", "metavir")
+INTEGER_COLUMNS = ("stage", "metavir", "quality")
 NUMBER_COLUMNS = ("lsm_kpa", "age")
 FLAG_COLUMNS = ("healthy",)
 REQUIRED_COLUMNS = ("scan_id", "patient_id", "sequence", "image", "source")
 COLUMNS = (
     "scan_id", "patient_id", "sequence", "image", "mask", "mask_labels", "source", "visit",
-    "stage", "lsm_kpa", "metavir", "healthy", "age", "sex", "official_split",
+    "stage", "lsm_kpa", "metavir", "healthy", "age", "sex", "official_split", "quality",
 )  # fmt: skip
 EXTRA_PREFIX = "x_"
 """Columns that begin so are the user's own (laboratory values, say): carried along, never validated."""
@@ -59,6 +59,7 @@ class Scan:
         age: Years, or None.
         sex: ``F``, ``M``, or None.
         official_split: ``train``, ``valid``, ``test``, or None.
+        quality: A reader's band of the liver's segmentation, 1 (poor) to 3 (good), or None.
     """
 
     scan_id: str
@@ -76,6 +77,7 @@ class Scan:
     age: float | None
     sex: str | None
     official_split: str | None
+    quality: int | None = None
 
 
 class Cohort:
@@ -145,7 +147,11 @@ class Cohort:
         It depends neither on the order of rows nor on the file's format or place: images enter by
         scan id, not by path, so that moving a cohort does not make its splits invalid.
         """
-        columns = [column for column in self.frame.columns if column not in ("image", "mask")]
+        left_out = ["image", "mask"]
+        if self.frame["quality"].isna().all():
+            # cohorts that no reader has graded hash as they did before the column was known
+            left_out.append("quality")
+        columns = [column for column in self.frame.columns if column not in left_out]
         ordered = self.frame.sort_values("scan_id")
         rows = [
             [None if pd.isna(value) else value for value in row]
@@ -219,6 +225,7 @@ class Cohort:
             age=None if values["age"] is None else float(str(values["age"])),
             sex=None if values["sex"] is None else str(values["sex"]),
             official_split=None if values["official_split"] is None else str(values["official_split"]),
+            quality=None if values["quality"] is None else int(str(values["quality"])),
         )
 
 

@@ -54,6 +54,9 @@ SCHEMA = pa.DataFrameSchema(
         "official_split": pa.Column(
             "string", [pa.Check.isin(["train", "valid", "test"], error="is not train, valid or test")], nullable=True
         ),
+        "quality": pa.Column(
+            "Int64", [pa.Check.isin([1, 2, 3], error="is not a quality band 1 (poor), 2 or 3 (good)")], nullable=True
+        ),
     }
 )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
@@ -17,23 +19,36 @@ QUALITY_BOUNDS = (0.85, 0.93)
 scores 1 to 3 were given by readers, and no Dice was published for them."""
 
 
+QualitySource = Literal["reference", "reader", "agreement"]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segmenter:
     """Who made a mask.
 
     Attributes:
-        study: Study of the segmenter's run.
-        arm: Its arm.
+        study: Study of the segmenter's run; ``external`` for masks that were made elsewhere.
+        arm: Its arm; empty for external masks.
         fold: Its fold, counted from 0.
-        split_sha256: Hash of the split it was trained under.
-        trained_on: Patients whose scans changed its weights.
+        split_sha256: Hash of the split it was trained under; empty for external masks.
+        trained_on: Patients whose scans changed its weights; None where that is unknown.
+        maker: For external masks, what made them in words: ``TotalSegmentator v2.4``, ``reader A``.
     """
 
     study: str
     arm: str
     fold: int | None
     split_sha256: str
-    trained_on: tuple[str, ...]
+    trained_on: tuple[str, ...] | None
+    maker: str = ""
+
+    def words(self, key: str) -> str:
+        """The segmenter in a fault's line.
+
+        Args:
+            key: Its key in the record.
+        """
+        return self.maker or f"segmenter {self.study}/{self.arm} {key[:12]} of fold {self.fold}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,9 +58,15 @@ class MaskRecord:
     Attributes:
         file: NIfTI on the scan's native grid, relative to the folder; non-zero is liver.
         sha256: Hash of the file.
-        segmenters: Checkpoint hashes of the models whose probabilities were averaged.
+        segmenters: Checkpoint hashes of the models whose log-odds were averaged; for an external mask, its maker's key.
         dice: Dice against the reference mask on the native grid, or None without a reference.
         quality: Band 1 (poor) to 3 (good), or None where it is unknown.
+        quality_from: What the band was taken from: the Dice against the ``reference``, the ``reader``'s column of the
+            cohort table, or the ``agreement`` of predictions; None without a band.
+        agreement: Mean pairwise Dice of several predictions of this mask, in [0, 1]; None where there was one alone.
+        agreement_of: Whose: ``segmenters`` that may predict this patient, or ``variations`` of one segmenter's
+            prediction. The two are not comparable.
+        border_entropy: Mean binary entropy in bits of the averaged prediction along the mask's border, in [0, 1].
     """
 
     file: str
@@ -53,6 +74,10 @@ class MaskRecord:
     segmenters: tuple[str, ...]
     dice: float | None
     quality: int | None
+    quality_from: QualitySource | None = None
+    agreement: float | None = None
+    agreement_of: str | None = None
+    border_entropy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,11 +88,13 @@ class MaskSet:
         folder: Where the files lie.
         segmenters: By checkpoint hash (64 hexadecimal digits).
         masks: By scan id.
+        missing: Scans of the cohort that have no mask, by consent (``--allow-missing``).
     """
 
     folder: Path
     segmenters: Mapping[str, Segmenter]
     masks: Mapping[str, MaskRecord]
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: str | Path) -> MaskSet:
@@ -83,19 +110,50 @@ class MaskSet:
             if record["format"] != FORMAT:
                 raise InputError(f"{path}: format {record['format']} is not {FORMAT}; make the masks anew")
             segmenters = {
-                key: Segmenter(**{**value, "trained_on": tuple(value["trained_on"])})
+                key: Segmenter(**{**value, "trained_on": _patients(value["trained_on"])})
                 for key, value in record["segmenters"].items()
             }
             masks = {
                 key: MaskRecord(**{**value, "segmenters": tuple(value["segmenters"])})
                 for key, value in record["masks"].items()
             }
+            missing = tuple(str(scan_id) for scan_id in record.get("missing", ()))
             unknown = sorted({name for mask in masks.values() for name in mask.segmenters} - set(segmenters))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: is not a record of masks ({error}); make the masks anew") from error
         if unknown:
             raise InputError(f"{path}: names segmenters without saying whom they trained on: {', '.join(unknown)}")
-        return cls(folder, segmenters, masks)
+        return cls(folder, segmenters, masks, missing)
+
+    @classmethod
+    def load_for(cls, mask_source: str, folder: str | Path) -> MaskSet:
+        """Read a folder's record for a classifier that takes its masks from there.
+
+        Masks whose maker's training patients are unknown cannot be out of fold; as external masks they pass, with a
+        warning that says what nobody can check.
+
+        Args:
+            mask_source: ``out_of_fold`` or ``external``.
+            folder: The folder.
+
+        Raises:
+            InputError: As :meth:`load`, or masks of unknown training patients as ``out_of_fold``.
+        """
+        masks = cls.load(folder)
+        unknown = sorted({maker.words(key) for key, maker in masks.segmenters.items() if maker.trained_on is None})
+        if unknown and mask_source == "out_of_fold":
+            raise InputError(
+                f"{masks.folder / RECORD}: nobody knows which patients {', '.join(unknown)} trained on, so these masks "
+                "are not out of fold; set data.init_args.mask_source to external"
+            )
+        if unknown:
+            warnings.warn(
+                f"{masks.folder}: the training patients of {', '.join(unknown)} are unknown: if they are among this "
+                "study's, its masks are better than they would be on new patients, and so is every result that uses "
+                "them. Where the patients are known, give them to 'hepastage masks --external' as --trained-on",
+                stacklevel=2,
+            )
+        return masks
 
     def save(self) -> None:
         """Write the record into the folder, atomically."""
@@ -105,6 +163,7 @@ class MaskSet:
                 "format": FORMAT,
                 "segmenters": {key: dataclasses.asdict(value) for key, value in sorted(self.segmenters.items())},
                 "masks": {key: dataclasses.asdict(value) for key, value in sorted(self.masks.items())},
+                **({"missing": sorted(self.missing)} if self.missing else {}),
             },
         )
 
@@ -163,14 +222,14 @@ class MaskSet:
                 continue
             for key in record.segmenters:
                 segmenter = self.segmenters[key]
-                who = f"segmenter {segmenter.study}/{segmenter.arm} {key[:12]} of fold {segmenter.fold}"
-                if scan.patient_id in segmenter.trained_on:
+                who, trained_on = segmenter.words(key), set(segmenter.trained_on or ())
+                if scan.patient_id in trained_on:
                     faults.append(
                         f"{self.folder}: the mask of patient {scan.patient_id!r} (scan {scan.scan_id!r}) comes from "
                         f"{who}, which trained on this patient; use out-of-fold masks ('hepastage masks')"
                     )
-                elif scan.patient_id in tested and tested & set(segmenter.trained_on):
-                    others = sorted(tested & set(segmenter.trained_on))
+                elif scan.patient_id in tested and tested & trained_on:
+                    others = sorted(tested & trained_on)
                     faults.append(
                         f"{self.folder}: the mask of test patient {scan.patient_id!r} comes from {who}, which trained "
                         f"on the test patient {others[0]!r}; make the masks under the classifier's own split"
@@ -183,3 +242,27 @@ def quality_band(dice: float | None) -> int | None:
     if dice is None:
         return None
     return 1 + sum(dice >= bound for bound in QUALITY_BOUNDS)
+
+
+def quality_of(
+    dice: float | None, reader: int | None, agreement: float | None
+) -> tuple[int | None, QualitySource | None]:
+    """Quality band of a mask and what it was taken from: the best that is known.
+
+    Args:
+        dice: Against the reference mask, where there is one.
+        reader: The reader's band of the scan in the cohort table, where there is one.
+        agreement: Mean pairwise Dice of several predictions, where there are several; it is read as if it were the
+            Dice, and how well it stands for that is what ``hepastage masks`` reports.
+    """
+    if dice is not None:
+        return quality_band(dice), "reference"
+    if reader is not None:
+        return reader, "reader"
+    if agreement is not None:
+        return quality_band(agreement), "agreement"
+    return None, None
+
+
+def _patients(value: list[str] | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(value)

@@ -171,4 +171,4 @@ def _mask_set(mask_source: MaskSource, masks: str | None) -> MaskSet | None:
         return None
     if masks is None:
         raise InputError(f"data.init_args.masks is not set, and mask_source {mask_source} needs a folder of masks")
-    return MaskSet.load(masks)
+    return MaskSet.load_for(mask_source, masks)
