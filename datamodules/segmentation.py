@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -12,9 +13,10 @@ from datamodules.base import CohortDataModule, Part, channel_first
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
 from datamodules.preprocessing import Preprocessing
-from datamodules.sampling import seed_of
+from datamodules.sampling import Draw, TrainingSampler, seed_of
 from datamodules.store import Entry, Store
 
+ForegroundRule = Literal["probability", "last_of_step"]
 DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0))
 """Where the configuration names no grid: spacing alone: patches need no common size."""
 
@@ -33,6 +35,9 @@ class SegmentationDataModule(CohortDataModule):
             zero-padded. None trains on whole volumes, which then need ``preprocessing.shape``.
         patches_per_epoch: Patches drawn in an epoch; None draws one for each scan.
         foreground: Share of patches centred on a liver voxel, in [0, 1]; nnU-Net's is a third.
+        foreground_rule: Which patches these are. ``probability``: each with the probability ``foreground``.
+            ``last_of_step``: the last ones of each optimiser's step, as nnU-Net takes them; of n patches the first
+            ``round(n * (1 - foreground))`` lie anywhere, so of two one is centred on liver.
         batch_size: See ``CohortDataModule``; validation and test run scan by scan.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
@@ -56,6 +61,7 @@ class SegmentationDataModule(CohortDataModule):
         batch_size: int = 2,
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
+        foreground_rule: ForegroundRule = "probability",
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(cohort, splits, fold, store, preprocessing, [sequence], batch_size, workers, augmentation)
@@ -74,6 +80,7 @@ class SegmentationDataModule(CohortDataModule):
         self.patch = patch
         self.patches_per_epoch = patches_per_epoch
         self.foreground = foreground
+        self.foreground_rule = foreground_rule
 
     def items(self, part: Part) -> list[Scan]:
         """Scans of a part, all with a reference mask.
@@ -106,7 +113,15 @@ class SegmentationDataModule(CohortDataModule):
         if self.patch is None:
             return self.loader(WholeVolumes(scans, self.store), train=True)
         count = self.patches_per_epoch or len(scans)
-        return self.loader(PatchDataset(scans, self.store, self.patch, count, self.foreground), train=True)
+        share = self.foreground if self.foreground_rule == "probability" else None
+        return self.loader(PatchDataset(scans, self.store, self.patch, count, share), train=True)
+
+    def training_sampler(self, dataset: Dataset[Any], batch_size: int) -> TrainingSampler:
+        """See ``CohortDataModule``; says which patches are to be centred on liver, where that goes by their place."""
+        sampler = super().training_sampler(dataset, batch_size)
+        if self.foreground_rule == "last_of_step" and self.patch is not None:
+            return LastOfStep(sampler, self.foreground)
+        return sampler
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation volumes."""
@@ -145,10 +160,35 @@ class WholeVolumes(Dataset[dict[str, Any]]):
         return item
 
 
+class LastOfStep(TrainingSampler):
+    """The order of another sampler, in which the last patches of each step are marked to be centred on liver.
+
+    A marked index is the item's plus the number of items.
+
+    Args:
+        order: The sampler whose order it is.
+        foreground: Share of marked patches; of a step of n items the first ``round(n * (1 - foreground))`` are not.
+
+    Source: nnU-Net v2, ``nnUNetDataLoader._oversample_last_XX_percent``.
+    """
+
+    def __init__(self, order: TrainingSampler, foreground: float) -> None:
+        batch_size = order.step_items // order.num_replicas
+        super().__init__(order.items, order.seed, batch_size, order.num_replicas, order.rank)
+        self.anywhere = round(self.step_items * (1 - foreground))
+
+    def __iter__(self) -> Iterator[Draw]:
+        """This process's share of the epoch's order."""
+        for number, draw in enumerate(super().__iter__()):
+            place = (number * self.num_replicas + self.rank) % self.step_items
+            yield draw if place < self.anywhere else Draw(int(draw) + self.items, draw.seed)
+
+
 class PatchDataset(Dataset[dict[str, Any]]):
     """Random patches, cut from the memory map without reading the rest.
 
-    Every scan is drawn equally often; a patch is centred on a liver voxel with the given probability.
+    Every scan is drawn equally often; a patch is centred on a liver voxel with the given probability, or where its
+    index says so.
     What is random about a patch comes from the seed that its index carries.
 
     Args:
@@ -156,11 +196,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         store: Filled store.
         patch: Size in voxels (I, J, K).
         count: Patches in an epoch.
-        foreground: Probability of centring on a liver voxel.
+        foreground: Probability of centring on a liver voxel; None centres the patches of indices from ``count`` on,
+            as ``LastOfStep`` gives them.
     """
 
     def __init__(
-        self, scans: list[Scan], store: Store, patch: tuple[int, int, int], count: int, foreground: float
+        self, scans: list[Scan], store: Store, patch: tuple[int, int, int], count: int, foreground: float | None
     ) -> None:
         self.scans = scans
         self.store = store
@@ -172,10 +213,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        scan = self.scans[index % len(self.scans)]
+        scan = self.scans[index % self.count % len(self.scans)]
         entry = self.store.entry(scan)
         rng = np.random.default_rng(seed_of(index))
-        window = random_window(entry, self.patch, self.foreground, rng)
+        centred = float(index >= self.count) if self.foreground is None else self.foreground
+        window = random_window(entry, self.patch, centred, rng)
         return {
             "image": channel_first(padded(entry.image(window), self.patch)),
             "mask": channel_first(padded(entry.mask(window), self.patch)),

@@ -35,15 +35,17 @@ class SegmentationModule(TaskModule):
         loss: Of (logits or list of logits, mask (B, 1, I, J, K)); Dice + cross-entropy with deep supervision
             where not given.
         window: Size of the sliding window in voxels (I, J, K); None predicts the whole volume at once,
-            zero-padded to what the network's ``divisible_by`` says, where it says so.
+            zero-padded to multiples of ``divisible_by``.
         overlap: Overlap of neighbouring windows, in [0, 1).
         mirror_axes: Test-time mirroring over these of the axes 0, 1, 2, and all their combinations.
         optimizer: See ``TaskModule``.
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
+        divisible_by: What the network needs each edge to be a multiple of, in voxels, for a network that does not
+            say so itself by an attribute of this name: 32 for MONAI's SwinUNETR, 8 for its SegResNet.
 
     Raises:
-        ValueError: An axis is not 0, 1 or 2.
+        ValueError: An axis is not 0, 1 or 2, or a divisor is below 1.
     """
 
     def __init__(
@@ -56,11 +58,15 @@ class SegmentationModule(TaskModule):
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = "poly",
         warmup: float = 0.02,
+        divisible_by: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, warmup)
         if not set(mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"mirror_axes={mirror_axes}: axes are 0, 1 and 2")
+        if divisible_by is not None and min(divisible_by) < 1:
+            raise ValueError(f"divisible_by={divisible_by}: give three whole numbers from 1 on")
         self.network = network
+        self.divisible_by: tuple[int, ...] = divisible_by or getattr(network, "divisible_by", (1, 1, 1))
         self.loss = loss if loss is not None else DeepSupervisionLoss(DiceCELoss())
         self.window = window
         self.overlap = overlap
@@ -86,14 +92,14 @@ class SegmentationModule(TaskModule):
         return total / len(variants)
 
     def _windowed(self, image: Tensor) -> Tensor:
+        """Logits of whole volumes, by Gaussian-weighted windows or at once: all that inference computes is here."""
         if self.window is not None:
             inferer = SlidingWindowInferer(self.window, sw_batch_size=2, overlap=self.overlap, mode="gaussian")
             windowed: Tensor = inferer(image, self.network)
             return windowed
         size = image.shape[2:]
         padding: list[int] = []
-        divisible_by = getattr(self.network, "divisible_by", (1, 1, 1))
-        for extent, divisor in zip(reversed(size), reversed(divisible_by), strict=True):
+        for extent, divisor in zip(reversed(size), reversed(self.divisible_by), strict=True):
             padding += [0, -extent % divisor]
         logits: Tensor = self.network(nn.functional.pad(image, padding))
         return logits[..., : size[0], : size[1], : size[2]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.preprocessing import Preprocessing
-from datamodules.segmentation import SegmentationDataModule, padded, random_window
+from datamodules.sampling import TrainingSampler
+from datamodules.segmentation import LastOfStep, SegmentationDataModule, padded, random_window
 from tests.tiny import TESTED, Tiny
 
 SMALL = Preprocessing(spacing=(10.0, 10.0, 20.0))
@@ -101,3 +103,37 @@ def test_whole_volumes(tiny_cohort: Tiny) -> None:
 def test_arguments_that_contradict_each_other(options: dict[str, Any], match: str, tiny_cohort: Tiny) -> None:
     with pytest.raises(InputError, match=match):
         module(tiny_cohort, **options)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "accumulated"), [(2, 1, 1), (5, 1, 1), (4, 2, 1), (2, 1, 3), (1, 3, 1)]
+)
+def test_the_last_patches_of_each_step_are_centred_on_liver_as_nnunets(
+    batch_size: int, ranks: int, accumulated: int
+) -> None:
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+    step = batch_size * ranks * accumulated
+    oracle = types.SimpleNamespace(batch_size=step, oversample_foreground_percent=0.33)
+    expected = [nnUNetDataLoader._oversample_last_XX_percent(oracle, place) for place in range(step)]  # type: ignore[arg-type]  # what the rule reads
+    items = 4 * step
+    plain = [TrainingSampler(items, 7, batch_size, ranks, rank, accumulated) for rank in range(ranks)]
+    marked = [list(LastOfStep(sampler, 0.33)) for sampler in plain]
+    # rank r holds every ranks-th item of the order, from the r-th on
+    together = [draw for draws in zip(*marked, strict=True) for draw in draws]
+    assert [draw >= items for draw in together] == expected * 4
+    order = [draw for draws in zip(*plain, strict=True) for draw in draws]
+    assert [int(draw) % items for draw in together] == [int(draw) for draw in order], "the same items in the same order"
+    assert [draw.seed for draw in together] == [draw.seed for draw in order]
+
+
+def test_marked_patches_hold_liver_and_others_lie_anywhere(tiny_cohort: Tiny) -> None:
+    data = module(
+        tiny_cohort, patch=(6, 6, 4), patches_per_epoch=90, foreground=0.5, foreground_rule="last_of_step", batch_size=2
+    )
+    batches = list(data.train_dataloader())
+    centre = np.array([[float(mask[0, 3, 3, 2]) for mask in batch["mask"]] for batch in batches])
+    assert centre[:, 1].mean() > 0.9, "centred on liver, but for livers at the scan's border"
+    assert centre[:, 0].mean() < 0.7, "anywhere"
+    scans = {scan for batch in batches for scan in batch["scan_id"]}
+    assert scans == {scan.scan_id for scan in data.items("train")}, "each scan comes to either place"

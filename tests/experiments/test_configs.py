@@ -32,6 +32,15 @@ USE: dict[str, tuple[list[str], list[str]]] = {
         ["segmentation", "real_t2"],
         [*SMALL_SEGMENTER, "--data.init_args.patches_per_epoch", "4", "--trainer.precision", "32-true"],
     ),
+    "segmentation_nnunet.yaml": (
+        ["segmentation", "segmentation_nnunet"],
+        [*SMALL_SEGMENTER, *WINDOW, "--data.init_args.patches_per_epoch", "4"],
+    ),
+    "segmentation_short.yaml": (
+        ["segmentation", "segmentation_short"],
+        [*SMALL_SEGMENTER, *WINDOW, "--data.init_args.patches_per_epoch", "4"],
+    ),
+    "segmentation_whole.yaml": (["segmentation", "segmentation_whole"], [*PREPROCESSING, *SMALL_NETWORK]),
     "direct.yaml": (["direct"], SMALL_CLASSIFIER),
     "masked_attention_resnet.yaml": (["masked_attention_resnet"], SMALL_CLASSIFIER),
     "probe_liver_erased.yaml": (["masked_attention_resnet", "probe_liver_erased"], SMALL_CLASSIFIER),
