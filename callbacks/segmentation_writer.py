@@ -12,13 +12,15 @@ from callbacks.overlays import write_overlay
 from callbacks.prediction_writer import datamodule_of, write_rows
 from callbacks.run_directory import RunDirectory
 from datamodules.images import read_image, read_mask, spacing_of, write_nifti
-from datamodules.masks import quality_band
+from datamodules.masks import quality_band, quality_of
 from datamodules.preprocessing import Geometry, to_native
 from lightning_modules.metrics.segmentation import segmentation_scores, volume_ml
 from lightning_modules.task import gather_by_id
 
 NSD_TOLERANCE_MM = 2.0
 """Tolerance of the record's normalised surface Dice, in mm."""
+OUTSIDE = -30.0
+"""Log-odds of liver where the network never looked: a probability of 1e-13."""
 
 
 class SegmentationWriter(Callback):
@@ -56,6 +58,7 @@ class SegmentationWriter(Callback):
             if self.overlays:
                 write_overlay(run.overlays / f"{scan_id}.png", image, mask, reference)
             row = measured(mask, reference, spacing_of(image.affine))
+            row["quality"] = quality_of(row["dice"], scan.quality, None)[0]
             self._rows[scan_id] = {**datamodule.facts(scan_id), "part": "test", "mask_source": "none", **row}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,18 +82,23 @@ def liver_logit(logits: torch.Tensor) -> np.ndarray:
     return np.asarray((logits[1] - logits[0]).cpu().numpy())
 
 
+def native_log_odds(logit: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Log-odds of liver on the native grid, float32.
+
+    Args:
+        logit: Log-odds of liver on the preprocessed grid, shape (I, J, K).
+        geometry: The way back. Voxels outside the preprocessed crop are background, ``OUTSIDE``.
+    """
+    return np.asarray(to_native(logit, geometry, interpolation="linear", fill=OUTSIDE), dtype=np.float32)
+
+
 def native_mask(logit: np.ndarray, geometry: Geometry) -> np.ndarray:
     """A mask on the native grid, uint8 0 or 1.
 
     The log-odds are resampled and then thresholded at zero, which for two classes is the arg-max of resampled
-    logits: smoother borders than resampling a mask.
-
-    Args:
-        logit: Log-odds of liver on the preprocessed grid, shape (I, J, K).
-        geometry: The way back. Voxels outside the preprocessed crop are background.
+    logits: smoother borders than resampling a mask. Arguments as for :func:`native_log_odds`.
     """
-    native = np.asarray(to_native(logit, geometry, interpolation="linear", fill=-1.0), dtype=np.float32)
-    return np.asarray(native > 0.0).astype(np.uint8)
+    return np.asarray(native_log_odds(logit, geometry) > 0.0).astype(np.uint8)
 
 
 def measured(mask: np.ndarray, reference: np.ndarray | None, spacing: tuple[float, float, float]) -> dict[str, Any]:

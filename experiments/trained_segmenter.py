@@ -15,12 +15,41 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from callbacks.run_directory import RunDirectory
-from callbacks.segmentation_writer import liver_logit, native_mask
+from callbacks.segmentation_writer import liver_logit, native_log_odds
 from datamodules.errors import InputError
 from datamodules.files import sha256_of_file
 from datamodules.images import Volume
-from datamodules.preprocessing import Geometry, Preprocessing, preprocess
+from datamodules.preprocessing import Preprocessing, preprocess
+from experiments.inference import Inference, mask_of, mirror_axes_of
+from experiments.precision import best_precision
 from lightning_modules.segmentation import SegmentationModule
+
+PLAIN = Inference()
+"""No mirroring, the precision of training, all parts kept."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variant:
+    """A small change of the preprocessed image that leaves the liver where it is.
+
+    Attributes:
+        pad: Voxels by which the image is continued at the lower end of each axis, which moves windows and strides.
+        contrast: Factor of the normalised intensities.
+        brightness: Added to them, in standard deviations of the body.
+    """
+
+    pad: tuple[int, int, int] = (0, 0, 0)
+    contrast: float = 1.0
+    brightness: float = 0.0
+
+    def predict(self, module: SegmentationModule, image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, I, J, K) of the changed image, brought back onto the image (B, 1, I, J, K)."""
+        i, j, k = self.pad
+        changed = image * self.contrast + self.brightness
+        if any(self.pad):
+            changed = torch.nn.functional.pad(changed, (k, 0, j, 0, i, 0), mode="replicate")
+        logits: torch.Tensor = module(changed)
+        return logits[..., i:, j:, k:]
 
 
 class TrainedSegmenter:
@@ -58,30 +87,54 @@ class TrainedSegmenter:
         """Sequences that it was trained on."""
         return [str(self.config["data"]["init_args"]["sequence"])]
 
-    @torch.inference_mode()
-    def logit(self, image: Volume) -> tuple[np.ndarray, Geometry]:
-        """Log-odds of liver on the preprocessed grid, shape (I, J, K), and the way back.
+    def log_odds(self, image: Volume, inference: Inference = PLAIN) -> np.ndarray:
+        """Log-odds of liver on the native grid, float32, shape of the image: resampled before any threshold.
 
         Args:
             image: A native volume.
+            inference: How to ask.
+
+        Raises:
+            InputError: The image cannot be normalised, or mirroring is asked of a network that never saw it.
         """
+        return self.variants(image, inference, [Variant()])[0]
+
+    @torch.inference_mode()
+    def variants(self, image: Volume, inference: Inference, variants: Sequence[Variant]) -> list[np.ndarray]:
+        """Log-odds as :meth:`log_odds` gives them, of several variants of one image."""
         array, _, geometry = preprocess(image, None, self.preprocessing)
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None].to(self.device)
-        return liver_logit(self.module(tensor)[0]), geometry
+        own_axes = self.module.mirror_axes
+        if inference.mirror:
+            self.module.mirror_axes = mirror_axes_of(self.config, str(self.run.path))
+        half = self.computes_in(inference) == "bf16"
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+                logits = [variant.predict(self.module, tensor)[0] for variant in variants]
+        finally:
+            self.module.mirror_axes = own_axes
+        return [native_log_odds(liver_logit(logit), geometry) for logit in logits]
+
+    def computes_in(self, inference: Inference) -> str:
+        """``32`` or ``bf16``: what is asked for, else that of training where the hardware is fast in it."""
+        if inference.precision is not None:
+            return inference.precision
+        trained = str(self.config["trainer"].get("precision") or "32-true")
+        return "bf16" if trained.startswith("bf16") and best_precision() == "bf16-mixed" else "32"
 
 
-def segment(image: Volume, segmenters: Sequence[TrainedSegmenter]) -> np.ndarray:
+def segment(image: Volume, segmenters: Sequence[TrainedSegmenter], inference: Inference = PLAIN) -> np.ndarray:
     """A mask on the native grid from the mean log-odds of several segmenters.
 
     Args:
         image: A native volume.
-        segmenters: At least one, all of one preprocessing.
+        segmenters: At least one.
+        inference: How to ask.
 
     Returns:
         uint8, 0 or 1, shape of the image.
     """
-    logits, geometries = zip(*(segmenter.logit(image) for segmenter in segmenters), strict=True)
-    return native_mask(np.mean(logits, axis=0), geometries[0])
+    return mask_of([segmenter.log_odds(image, inference) for segmenter in segmenters], inference)
 
 
 def check_same_preprocessing(segmenters: Sequence[TrainedSegmenter]) -> None:
