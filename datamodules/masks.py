@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
@@ -89,12 +89,14 @@ class MaskSet:
         segmenters: By checkpoint hash (64 hexadecimal digits).
         masks: By scan id.
         missing: Scans of the cohort that have no mask, by consent (``--allow-missing``).
+        inference: How the segmenters were asked (mirroring, precision, largest component); empty for external masks.
     """
 
     folder: Path
     segmenters: Mapping[str, Segmenter]
     masks: Mapping[str, MaskRecord]
     missing: tuple[str, ...] = ()
+    inference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path) -> MaskSet:
@@ -123,7 +125,7 @@ class MaskSet:
             raise InputError(f"{path}: is not a record of masks ({error}); make the masks anew") from error
         if unknown:
             raise InputError(f"{path}: names segmenters without saying whom they trained on: {', '.join(unknown)}")
-        return cls(folder, segmenters, masks, missing)
+        return cls(folder, segmenters, masks, missing, record.get("inference", {}))
 
     @classmethod
     def load_for(cls, mask_source: str, folder: str | Path) -> MaskSet:
@@ -164,6 +166,7 @@ class MaskSet:
                 "segmenters": {key: dataclasses.asdict(value) for key, value in sorted(self.segmenters.items())},
                 "masks": {key: dataclasses.asdict(value) for key, value in sorted(self.masks.items())},
                 **({"missing": sorted(self.missing)} if self.missing else {}),
+                **({"inference": dict(self.inference)} if self.inference else {}),
             },
         )
 

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
-from datamodules.files import sha256_of_file
+from datamodules.files import sha256_of_file, write_json
 from datamodules.images import read_image, read_mask, write_nifti
-from datamodules.masks import MaskRecord, MaskSet, Segmenter, quality_band
+from datamodules.masks import RECORD, MaskRecord, MaskSet, Segmenter, quality_of
 from datamodules.splits import Splits
+from experiments.inference import Inference, mask_of, mirror_axes_of
+from experiments.quality import VARIANTS, agreement_of, agreement_report
 from experiments.trained_segmenter import (
+    PLAIN,
     TrainedSegmenter,
     check_no_overwriting,
     check_same_preprocessing,
-    segment,
     segmenter_runs,
 )
 from lightning_modules.metrics.segmentation import dice
 
+REPORT = "quality.json"
+"""How well agreement stands for Dice, see ``experiments.quality.agreement_report``."""
 
-def make_masks(path: Path, out: Path, cohort: Path | None = None) -> MaskSet:
+
+def make_masks(
+    path: Path,
+    out: Path,
+    cohort: Path | None = None,
+    inference: Inference = PLAIN,
+    variations: bool = False,
+) -> MaskSet:
     """Predict a mask for every scan by segmenters that did not train on its patient.
 
     A patient in the test part of some folds gets the mean of those folds' segmenters; else, of the folds
@@ -37,18 +50,25 @@ def make_masks(path: Path, out: Path, cohort: Path | None = None) -> MaskSet:
         out: Folder for ``<scan_id>.nii.gz`` and ``masks.json``.
         cohort: Another cohort table than the one trained on; its patients count as outside the split
             unless they have the same ids.
+        inference: How the segmenters are asked.
+        variations: Where one segmenter alone may predict a patient, whether to compare its predictions of test-time
+            variations of the scan, so that its agreement is known as well. Six predictions instead of one.
 
     Returns:
-        The masks.
+        The masks. ``quality.json`` beside the record says how well agreement stands for Dice, where both are known.
 
     Raises:
-        InputError: No segmenter, segmenters of different splits, or a patient whom all trained on.
+        InputError: No segmenter, segmenters of different splits, a patient whom all trained on, or a folder that
+            holds masks made with other options.
     """
     segmenters = [TrainedSegmenter(run) for run in segmenter_runs(path)]
     hashes = {segmenter.identity.split_sha256 for segmenter in segmenters}
     if len(hashes) > 1:
         raise InputError(f"{path}: segmenters of {len(hashes)} different splits; give those of one study")
     check_same_preprocessing(segmenters)
+    if inference.mirror:
+        for segmenter in segmenters:
+            mirror_axes_of(segmenter.config, str(segmenter.run.path))
     table, splits = _cohort_and_splits(segmenters[0], cohort)
     scans = list(table.select(sequences=segmenters[0].sequences).scans)
     chosen = {scan.scan_id: eligible(scan.patient_id, segmenters, splits) for scan in scans}
@@ -62,17 +82,20 @@ def make_masks(path: Path, out: Path, cohort: Path | None = None) -> MaskSet:
     originals = [file for scan in scans for file in (scan.image, scan.mask) if file is not None]
     check_no_overwriting({scan.scan_id: out / f"{scan.scan_id}.nii.gz" for scan in scans}, originals)
     makers = {segmenter.checkpoint_sha256: _maker(segmenter, splits) for segmenter in segmenters}
-    masks = _finished(out)
+    asked = dataclasses.asdict(inference)
+    masks = _finished(out, asked)
     console = Console(file=sys.stderr)
     for scan in track(scans, description="out-of-fold masks", console=console, transient=True):
         names = tuple(sorted(segmenter.checkpoint_sha256 for segmenter in chosen[scan.scan_id]))
-        if scan.scan_id in masks and masks[scan.scan_id].segmenters == names:
+        done = masks.get(scan.scan_id)
+        if done is not None and done.segmenters == names and (done.agreement is not None or not variations):
             continue
-        masks[scan.scan_id] = _predict(scan, chosen[scan.scan_id], names, out)
-        MaskSet(
-            out, makers, {key: value for key, value in masks.items() if set(value.segmenters) <= set(makers)}
-        ).save()
-    return MaskSet.load(out)
+        masks[scan.scan_id] = _predict(scan, chosen[scan.scan_id], names, out, inference, variations)
+        kept = {key: value for key, value in masks.items() if set(value.segmenters) <= set(makers)}
+        MaskSet(out, makers, kept, inference=asked).save()
+    made = MaskSet.load(out)
+    write_json(out / REPORT, agreement_report(made.masks, {scan.scan_id: scan.patient_id for scan in table.scans}))
+    return made
 
 
 def eligible(patient: str, segmenters: Sequence[TrainedSegmenter], splits: Splits) -> list[TrainedSegmenter]:
@@ -108,22 +131,53 @@ def _maker(segmenter: TrainedSegmenter, splits: Splits) -> Segmenter:
     return Segmenter(identity.study, identity.arm, identity.fold, identity.split_sha256, trained_on)
 
 
-def _finished(out: Path) -> dict[str, MaskRecord]:
-    """The masks that an earlier run has left whole."""
-    if not (out / "masks.json").is_file():
+def _finished(out: Path, asked: dict[str, Any]) -> dict[str, MaskRecord]:
+    """The masks that an earlier run has left whole.
+
+    Raises:
+        InputError: They were made with other options.
+    """
+    if not (out / RECORD).is_file():
         return {}
-    earlier = MaskSet.load(out).masks
+    earlier = MaskSet.load(out)
+    if earlier.masks and (earlier.inference or dataclasses.asdict(PLAIN)) != asked:
+        told = ", ".join(f"{key} {value}" for key, value in (earlier.inference or dataclasses.asdict(PLAIN)).items())
+        raise InputError(f"{out}: holds masks made with other options ({told}); give the same ones, or another --out")
     return {
         key: record
-        for key, record in earlier.items()
+        for key, record in earlier.masks.items()
         if (out / record.file).is_file() and sha256_of_file(out / record.file) == record.sha256
     }
 
 
-def _predict(scan: Scan, segmenters: Sequence[TrainedSegmenter], names: tuple[str, ...], out: Path) -> MaskRecord:
+def _predict(
+    scan: Scan,
+    segmenters: Sequence[TrainedSegmenter],
+    names: tuple[str, ...],
+    out: Path,
+    inference: Inference,
+    variations: bool,
+) -> MaskRecord:
+    """Predict, write and judge one mask.
+
+    Agreement is that of the segmenters that may predict the patient, never of those that trained on the patient: they
+    know the answer, and would agree on it however badly a new scan fared.
+    """
     image = read_image(scan.image)
-    mask = segment(image, segmenters)
+    agreement, kind = None, None
+    if len(segmenters) > 1:
+        log_odds = [segmenter.log_odds(image, inference) for segmenter in segmenters]
+        agreement, kind = agreement_of(log_odds), "segmenters"
+    elif variations:
+        varied = segmenters[0].variants(image, inference, VARIANTS)
+        agreement, kind = agreement_of(varied), "variations"
+        log_odds = varied[:1]  # the first is the scan as it is
+    else:
+        log_odds = [segmenters[0].log_odds(image, inference)]
+    mask = mask_of(log_odds, inference)
     target = out / f"{scan.scan_id}.nii.gz"
     write_nifti(target, mask, image.affine, like=scan.image)
     score = None if scan.mask is None else dice(mask, read_mask(scan.mask, scan.mask_labels).data)
-    return MaskRecord(target.name, sha256_of_file(target), names, score, quality_band(score))
+    agreed, entropy = (None, None) if agreement is None else (agreement.dice, agreement.border_entropy)
+    band, source = quality_of(score, scan.quality, agreed)
+    return MaskRecord(target.name, sha256_of_file(target), names, score, band, source, agreed, kind, entropy)

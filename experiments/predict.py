@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,13 @@ from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.images import read_image, write_nifti
 from experiments.cli import OneLineParser
-from experiments.trained_segmenter import TrainedSegmenter, check_no_overwriting, check_same_preprocessing, segment
+from experiments.inference import Inference, add_arguments, mask_of, mirror_axes_of, probability_of
+from experiments.quality import agreement_of
+from experiments.trained_segmenter import TrainedSegmenter, check_no_overwriting, check_same_preprocessing
 
 SUFFIXES = (".nii", ".nii.gz")
+PROBABILITIES = "_prob.nii.gz"
+FOR_SEGMENTERS = ("--overlays", "--probabilities", "--mirror", "--precision", "--largest-component")
 
 
 def run_predict(arguments: Sequence[str]) -> int:
@@ -42,8 +47,11 @@ def run_predict(arguments: Sequence[str]) -> int:
     if first.identity().role != "segmenter":
         from experiments.predict_patients import predict_patients
 
-        if len(options.run) > 1 or options.overlays:
-            raise InputError("--run: several runs and --overlays are for segmenters; give one classifier alone")
+        if len(options.run) > 1:
+            raise InputError("--run: several runs are for segmenters; give one classifier alone")
+        given = [word for word in FOR_SEGMENTERS if getattr(options, word.lstrip("-").replace("-", "_"))]
+        if given:
+            raise InputError(f"{', '.join(given)}: for segmenters, and {first.path} is a classifier; leave it out")
         masks = None if options.masks is None else Path(options.masks)
         return predict_patients(first, options.ckpt, Path(options.data), masks, out)
     if options.masks is not None:
@@ -51,25 +59,42 @@ def run_predict(arguments: Sequence[str]) -> int:
     images = images_of(Path(options.data), out)
     segmenters = [TrainedSegmenter(RunDirectory.existing(run), options.ckpt) for run in options.run]
     check_same_preprocessing(segmenters)
-    check_no_overwriting({name: out / f"{name}.nii.gz" for name in images}, images.values())
-    faults: list[str] = []
+    inference = Inference.of(options)
+    if inference.mirror:
+        for segmenter in segmenters:
+            mirror_axes_of(segmenter.config, str(segmenter.run.path))
+    targets = {name: out / f"{name}.nii.gz" for name in images}
+    if options.probabilities:
+        targets |= {f"{name} (probabilities)": out / f"{name}{PROBABILITIES}" for name in images}
+        faults = [f"{name}{PROBABILITIES}: a mask and a probability map would have this name; rename the scan"
+                  for name in images if f"{name}_prob" in images]  # fmt: skip
+        if faults:
+            raise InputError(*faults)
+    check_no_overwriting(targets, images.values())
+    faults = []
     record: dict[str, Any] = {
         "segmenters": {segmenter.checkpoint_sha256: str(segmenter.identity.study) for segmenter in segmenters},
+        "inference": dataclasses.asdict(inference),
         "masks": {},
     }
     console = Console(file=sys.stderr)
     for name, path in track(images.items(), description="segmenting", console=console):
         try:
             image = read_image(path)
+            log_odds = [segmenter.log_odds(image, inference) for segmenter in segmenters]
         except InputError as error:
             faults += error.faults
             continue
-        mask = segment(image, segmenters)
+        mask = mask_of(log_odds, inference)
         write_nifti(out / f"{name}.nii.gz", mask, image.affine, like=path)
+        if options.probabilities:
+            write_nifti(out / f"{name}{PROBABILITIES}", probability_of(log_odds), image.affine, like=path)
         if options.overlays:
             write_overlay(out / "overlays" / f"{name}.png", image, mask)
         millilitres = float(mask.sum() * abs(_voxel_mm3(image.affine)) / 1000)
         record["masks"][name] = {"file": f"{name}.nii.gz", "volume_ml": round(millilitres, 2)}
+        if len(log_odds) > 1:
+            record["masks"][name] |= dataclasses.asdict(agreement_of(log_odds))
         console.print(f"{name}: liver {millilitres:.0f} ml", highlight=False)
     if record["masks"]:
         write_json(out / "predictions.json", record)
@@ -136,4 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ckpt", default="best", help="best, last or a checkpoint file (best)")
     parser.add_argument("--overlays", action="store_true", help="also draw each mask over its image")
+    parser.add_argument(
+        "--probabilities", action="store_true", help=f"also write <id>{PROBABILITIES}, float32 on the native grid"
+    )
+    add_arguments(parser)
     return parser

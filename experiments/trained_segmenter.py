@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,10 +215,22 @@ def segmenter_runs(path: Path) -> list[RunDirectory]:
     """
     configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.rglob("config.yaml"))
     runs = [RunDirectory(config.parent) for config in configs if (config.parent / "provenance.json").is_file()]
-    found = [run for run in runs if run.identity().role == "segmenter" and "fit" in run.finished()]
+    segmenters = [run for run in runs if run.identity().role == "segmenter"]
+    found = [run for run in segmenters if "fit" in run.finished()]
+    unfinished = [str(run.path) for run in segmenters if run not in found]
+    if not found and unfinished:
+        raise InputError(
+            *(f"{run}: this segmenter's training has not ended; run its 'hepastage fit' again" for run in unfinished)
+        )
     if not found:
         raise InputError(
             f"{path}: no trained segmenter in it; run 'hepastage fit -c segmentation --role segmenter' first"
+        )
+    if unfinished:
+        warnings.warn(
+            f"{path}: left out, because their training has not ended: {', '.join(unfinished)}; run their "
+            "'hepastage fit' again, or remove them",
+            stacklevel=2,
         )
     arms = sorted({run.identity().arm for run in found})
     if len(arms) > 1:

@@ -66,7 +66,8 @@ class SegmentationModule(TaskModule):
         if divisible_by is not None and min(divisible_by) < 1:
             raise ValueError(f"divisible_by={divisible_by}: give three whole numbers from 1 on")
         self.network = network
-        self.divisible_by: tuple[int, ...] = divisible_by or getattr(network, "divisible_by", (1, 1, 1))
+        own: tuple[int, ...] = getattr(network, "divisible_by", (1, 1, 1))
+        self.divisible_by: tuple[int, ...] = own if divisible_by is None else divisible_by
         self.loss = loss if loss is not None else DeepSupervisionLoss(DiceCELoss())
         self.window = window
         self.overlap = overlap
