@@ -23,6 +23,7 @@ from datamodules.augmentation_intensity import (
     RandomIntensityRemap,
     RandomNoise,
 )
+from datamodules.augmentation_organ import RandomOrganSignal
 from datamodules.augmentation_resolution import RandomAnisotropy, RandomBlur, RandomLowResolution
 from datamodules.augmentation_spatial import (
     RandomAffine,
@@ -49,6 +50,7 @@ __all__ = [
     "RandomIntensityRemap",
     "RandomLowResolution",
     "RandomNoise",
+    "RandomOrganSignal",
     "classification_preset",
     "segmentation_preset",
 ]
@@ -97,7 +99,7 @@ class BatchedAugmentation:
                 f"each at most once; found {names}"
             )
         for transform in self.transforms:
-            if not isinstance(transform, (*_SPATIAL, IntensityTransform)):
+            if not isinstance(transform, (*_SPATIAL, IntensityTransform, RandomOrganSignal)):
                 raise ValueError(f"augmentation: {type(transform).__name__} is not a batched transform")
         if label_interpolation not in ("nearest", "linear"):
             raise ValueError(f"label_interpolation={label_interpolation!r} is not one of nearest, linear")
@@ -173,12 +175,18 @@ class BatchedAugmentation:
         pairs = list(zip(self.transforms, drawn, strict=True))
         self._move(image, mask, [pair for pair in pairs if isinstance(pair[0], _SPATIAL)], steps)
         for transform, (active, params) in pairs:
-            if not isinstance(transform, IntensityTransform) or active.numel() == 0:
+            if isinstance(transform, _SPATIAL) or active.numel() == 0:
                 continue
-            if transform.needs_spacing and steps is None:
-                raise ValueError(_no_spacing(transform))
             index = active.to(image.device)
             chosen = {name: value.to(image.device) for name, value in params.items()}
+            if isinstance(transform, RandomOrganSignal):
+                if mask is None:
+                    raise ValueError("RandomOrganSignal needs the organ's mask, and this batch has none")
+                image[index] = transform.apply(image[index], mask[index], chosen)
+                continue
+            assert isinstance(transform, IntensityTransform)  # the constructor lets nothing else in
+            if transform.needs_spacing and steps is None:
+                raise ValueError(_no_spacing(transform))
             if active.numel() == image.shape[0]:
                 image = transform.apply(image, chosen, steps)
             else:
