@@ -17,7 +17,7 @@ from datamodules.files import sha256_of_file, write_json
 from datamodules.images import read_image, read_mask, write_nifti
 from datamodules.masks import RECORD, MaskRecord, MaskSet, Segmenter, quality_of
 from datamodules.splits import Splits
-from experiments.inference import Inference, mask_of, mirror_axes_of
+from experiments.inference import Inference, mask_of
 from experiments.quality import VARIANTS, agreement_of, agreement_report
 from experiments.trained_segmenter import (
     PLAIN,
@@ -66,9 +66,8 @@ def make_masks(
     if len(hashes) > 1:
         raise InputError(f"{path}: segmenters of {len(hashes)} different splits; give those of one study")
     check_same_preprocessing(segmenters)
-    if inference.mirror:
-        for segmenter in segmenters:
-            mirror_axes_of(segmenter.config, str(segmenter.run.path))
+    for segmenter in segmenters:
+        segmenter.check(inference)
     table, splits = _cohort_and_splits(segmenters[0], cohort)
     scans = list(table.select(sequences=segmenters[0].sequences).scans)
     chosen = {scan.scan_id: eligible(scan.patient_id, segmenters, splits) for scan in scans}

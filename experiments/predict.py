@@ -20,9 +20,10 @@ from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.images import read_image, write_nifti
 from experiments.cli import OneLineParser
-from experiments.inference import Inference, add_arguments, mask_of, mirror_axes_of, probability_of
+from experiments.inference import Inference, add_arguments, mask_of, probability_of
+from experiments.nnunet_segmenter import imported, open_segmenter
 from experiments.quality import agreement_of
-from experiments.trained_segmenter import TrainedSegmenter, check_no_overwriting, check_same_preprocessing
+from experiments.trained_segmenter import check_no_overwriting, check_same_preprocessing
 
 SUFFIXES = (".nii", ".nii.gz")
 PROBABILITIES = "_prob.nii.gz"
@@ -43,8 +44,8 @@ def run_predict(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(arguments))
     out = Path(options.out)
-    first = RunDirectory.existing(options.run[0])
-    if first.identity().role != "segmenter":
+    first = None if imported(Path(options.run[0])) else RunDirectory.existing(options.run[0])
+    if first is not None and first.identity().role != "segmenter":
         from experiments.predict_patients import predict_patients
 
         if len(options.run) > 1:
@@ -57,12 +58,11 @@ def run_predict(arguments: Sequence[str]) -> int:
     if options.masks is not None:
         raise InputError("--masks: is for classifiers that see a mask; a segmenter makes them")
     images = images_of(Path(options.data), out)
-    segmenters = [TrainedSegmenter(RunDirectory.existing(run), options.ckpt) for run in options.run]
+    segmenters = [open_segmenter(run, options.ckpt) for run in options.run]
     check_same_preprocessing(segmenters)
     inference = Inference.of(options)
-    if inference.mirror:
-        for segmenter in segmenters:
-            mirror_axes_of(segmenter.config, str(segmenter.run.path))
+    for segmenter in segmenters:
+        segmenter.check(inference)
     targets = {name: out / f"{name}.nii.gz" for name in images}
     if options.probabilities:
         targets |= {f"{name} (probabilities)": out / f"{name}{PROBABILITIES}" for name in images}
@@ -150,7 +150,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--run", action="append", required=True, metavar="DIR", help="the run directory of a trained cell"
+        "--run",
+        action="append",
+        required=True,
+        metavar="RUN",
+        help="the run directory of a trained cell, or a model imported from nnU-Net",
     )
     parser.add_argument("--data", required=True, metavar="PATH", help="a NIfTI file, a folder, or a cohort table")
     parser.add_argument(

@@ -21,7 +21,7 @@ from datamodules.errors import InputError
 from datamodules.files import sha256_of_file
 from datamodules.images import Volume
 from datamodules.preprocessing import Preprocessing, preprocess
-from experiments.inference import Inference, mask_of, mirror_axes_of
+from experiments.inference import Inference, mirror_axes_of
 from experiments.precision import best_precision
 from lightning_modules.segmentation import SegmentationModule
 
@@ -88,6 +88,15 @@ class TrainedSegmenter:
         """Sequences that it was trained on."""
         return [str(self.config["data"]["init_args"]["sequence"])]
 
+    def check(self, inference: Inference) -> None:
+        """Refuse, before any work, what cannot be asked of this network.
+
+        Raises:
+            InputError: Mirroring is asked of a network that never saw it.
+        """
+        if inference.mirror:
+            mirror_axes_of(self.config, str(self.run.path))
+
     def log_odds(self, image: Volume, inference: Inference = PLAIN) -> np.ndarray:
         """Log-odds of liver on the native grid, float32, shape of the image: resampled before any threshold.
 
@@ -122,20 +131,6 @@ class TrainedSegmenter:
             return inference.precision
         trained = str(self.config["trainer"].get("precision") or "32-true")
         return "bf16" if trained.startswith("bf16") and best_precision() == "bf16-mixed" else "32"
-
-
-def segment(image: Volume, segmenters: Sequence[TrainedSegmenter], inference: Inference = PLAIN) -> np.ndarray:
-    """A mask on the native grid from the mean log-odds of several segmenters.
-
-    Args:
-        image: A native volume.
-        segmenters: At least one.
-        inference: How to ask.
-
-    Returns:
-        uint8, 0 or 1, shape of the image.
-    """
-    return mask_of([segmenter.log_odds(image, inference) for segmenter in segmenters], inference)
 
 
 def check_same_preprocessing(segmenters: Sequence[TrainedSegmenter]) -> None:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from datamodules.classification import ClassificationDataModule
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.files import sha256_of_file
 from datamodules.masks import MaskSet
+from datamodules.preprocessing import Preprocessing
 from experiments import masks as masks_module
 from experiments.cli import main
+from experiments.inference import Inference
 from experiments.masks import make_masks
+from experiments.trained_segmenter import segmenter_runs
 from tests.tiny import TESTED, Tiny, frame_of
 
 
@@ -111,6 +119,71 @@ def test_a_killed_call_goes_on(segmenters: Path, tmp_path: Path, monkeypatch: py
     assert len(MaskSet.load(out).masks) == 5
     make_masks(segmenters / "tiny", out)
     assert (out / "masks.json").read_bytes() == (made / "masks.json").read_bytes()
+
+
+def test_a_call_that_is_killed_half_way_goes_on(made: Path, segmenters: Path, tmp_path: Path) -> None:
+    """A real process and a real SIGKILL: nothing of it can tidy up."""
+    out = tmp_path / "masks"
+    words = [sys.executable, "-m", "experiments.cli", "masks", str(segmenters / "tiny"), "--out", str(out)]
+    process = subprocess.Popen(words, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(out.glob("P*.nii.gz"))) < 3:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was killed before it had ended"
+    finished = MaskSet.load(out).masks
+    assert 2 <= len(finished) < 12
+    before = {record.file: (out / record.file).stat().st_mtime_ns for record in finished.values()}
+    assert main(["masks", str(segmenters / "tiny"), "--out", str(out)]) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before, "finished masks are left alone"
+    assert (out / "masks.json").read_bytes() == (made / "masks.json").read_bytes()
+    files = {path.name for path in out.iterdir() if not path.name.startswith(".writing-")}
+    assert files == {path.name for path in made.iterdir()}
+
+
+def test_masks_made_with_other_options(made: Path, segmenters: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "masks"))
+    with pytest.raises(InputError, match=r"holds masks made with other options \(mirror False"):
+        make_masks(segmenters / "tiny", out, inference=Inference(largest_component=True))
+    with pytest.raises(InputError, match="trained without mirroring"):
+        make_masks(segmenters / "tiny", tmp_path / "mirrored", inference=Inference(mirror=True))
+
+
+def test_a_classifier_takes_them_and_refuses_masks_by_a_segmenter_that_knew_the_patient(
+    made: Path, segmenters: Path, tiny_cohort: Tiny, tmp_path: Path
+) -> None:
+    def arm(masks: Path, fold: int) -> ClassificationDataModule:
+        return ClassificationDataModule(
+            cohort=str(tiny_cohort.cohort), splits=str(tiny_cohort.splits), store=str(tmp_path / "store"),
+            preprocessing=Preprocessing(spacing=(10.0, 10.0, 20.0), shape=(24, 24, 8)), fold=fold,
+            mask_source="out_of_fold", masks=str(masks),
+        )  # fmt: skip
+
+    for fold in range(2):
+        arm(made, fold).prepare_data()
+    # all masks by the segmenter of fold 0, whoever trained it: as if each patient were new to it
+    run = next(path.parent for path in segmenters.rglob("provenance.json") if '"fold": 0' in path.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks_module, "eligible", lambda patient, known, splits: list(known))
+        in_sample = tmp_path / "in_sample"
+        make_masks(run, in_sample)
+    with pytest.raises(InputError) as caught:
+        arm(in_sample, 0).prepare_data()
+    named = {fault.split("the mask of patient ")[1].split(" ")[0].strip("'") for fault in caught.value.faults}
+    assert named == set(tiny_cohort.split.folds[0].train)
+
+
+def test_unfinished_segmenters_are_named(segmenters: Path, tmp_path: Path) -> None:
+    runs = Path(shutil.copytree(segmenters, tmp_path / "runs"))
+    first, second = sorted(path.parent for path in runs.rglob("provenance.json"))
+    (first / "done.json").unlink()
+    with pytest.warns(UserWarning, match=f"left out, because their training has not ended: {first}"):
+        assert [run.path for run in segmenter_runs(runs / "tiny")] == [second]
+    (second / "done.json").unlink()
+    with pytest.raises(InputError) as caught:
+        segmenter_runs(runs / "tiny")
+    assert len(caught.value.faults) == 2
+    assert all("training has not ended; run its 'hepastage fit' again" in fault for fault in caught.value.faults)
 
 
 def test_a_patient_whom_all_trained_on(

@@ -10,13 +10,19 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit
+import torch
+import yaml
+from monai.transforms.post.array import KeepLargestConnectedComponent
+from scipy.special import expit, logit
 
 from callbacks.run_directory import RunDirectory
 from datamodules.cohort import Cohort
+from datamodules.images import Volume, read_image
 from datamodules.records import read_records
 from experiments.cli import main
+from experiments.inference import Inference, largest_component, mask_of
 from experiments.lightning_cli import fit_and_test
+from experiments.trained_segmenter import TrainedSegmenter
 from tests.tiny import CLASSIFIER, TESTED, Tiny, affine_of, phantom, write
 
 
@@ -122,6 +128,114 @@ def test_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         main(["predict", "-c", "direct"])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_no_training_data_is_needed_and_a_run_may_move(
+    runs: list[Path], tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cohort, split and store of the training are gone, and the run directory lies elsewhere."""
+    scan = tiny_cohort.table.scan(f"{TESTED[0]}_T2W")
+    assert main(["predict", "--run", str(runs[0]), "--data", str(scan.image), "--out", str(tmp_path / "before")]) == 0
+    moved = Path(shutil.copytree(runs[0], tmp_path / "moved" / "segmenter"))
+    text = moved.joinpath("config.yaml").read_text()
+    assert str(tiny_cohort.folder) in text
+    moved.joinpath("config.yaml").write_text(text.replace(str(tiny_cohort.folder), "/gone/for/good"))
+    image = Path(shutil.copy(scan.image, tmp_path / scan.image.name))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--run", "moved/segmenter", "--data", str(image), "--out", "after"]) == 0
+    name = f"{scan.scan_id}.nii.gz"
+    assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_probability_maps_of_an_ensemble(runs: list[Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "new.nii.gz", phantom(3, 220.0, "oblique")[0], affine_of("oblique"))
+    maps = []
+    for name, chosen in (("a", runs[:1]), ("b", runs[1:]), ("both", runs)):
+        words = [word for run in chosen for word in ("--run", str(run))]
+        out = tmp_path / name
+        assert main(["predict", *words, "--data", str(path), "--out", str(out), "--probabilities"]) == 0
+        mask, probability = nib.load(out / "new.nii.gz"), nib.load(out / "new_prob.nii.gz")
+        np.testing.assert_array_equal(probability.affine, mask.affine)
+        assert probability.header["sform_code"] == mask.header["sform_code"]
+        values = np.asarray(probability.dataobj)
+        assert values.dtype == np.float32 and values.shape == mask.shape
+        assert values.min() >= 0 and values.max() <= 1
+        np.testing.assert_array_equal(values > 0.5, np.asarray(mask.dataobj) == 1)
+        maps.append(values.astype(float))
+    inner = (maps[0] > 1e-6) & (maps[0] < 1 - 1e-6) & (maps[1] > 1e-6) & (maps[1] < 1 - 1e-6)
+    np.testing.assert_allclose(
+        logit(maps[2][inner]), (logit(maps[0][inner]) + logit(maps[1][inner])) / 2, atol=0.05, err_msg="mean log-odds"
+    )
+    record = json.loads((tmp_path / "both" / "predictions.json").read_text())
+    assert 0 <= record["masks"]["new"]["dice"] <= 1, "how far the two agree"
+    assert record["inference"] == {"mirror": False, "precision": None, "largest_component": False}
+
+
+def test_mirroring_is_for_segmenters_that_were_trained_with_it(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "new.nii.gz", phantom(3, 220.0)[0], affine_of("ras"))
+    words = ["predict", "--data", str(path), "--probabilities", "--mirror", "--out"]
+    assert main([*words, str(tmp_path / "refused"), "--run", str(runs[0])]) == 2
+    assert "was trained without mirroring" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+    mirrored = Path(shutil.copytree(runs[0], tmp_path / "mirrored"))
+    config = yaml.safe_load(mirrored.joinpath("config.yaml").read_text())
+    flip = {"class_path": "datamodules.augmentation.RandomFlip", "init_args": {"axes": [0, 1]}}
+    config["data"]["init_args"]["augmentation"] = {"class_path": "x", "init_args": {"transforms": [flip]}}
+    mirrored.joinpath("config.yaml").write_text(yaml.safe_dump(config))
+    assert main([*words, str(tmp_path / "out"), "--run", str(mirrored)]) == 0
+    found = np.asarray(nib.load(tmp_path / "out" / "new_prob.nii.gz").dataobj)
+    # the mean of four predictions, made by hand
+    segmenter = TrainedSegmenter(RunDirectory(runs[0]))
+    volume = read_image(path)
+    total = np.zeros(volume.data.shape)
+    for axes in ((), (0,), (1,), (0, 1)):
+        copy = Volume(np.flip(volume.data, axes).copy(), volume.affine)
+        total += np.flip(segmenter.log_odds(copy), axes)
+    np.testing.assert_allclose(found, expit(total / 4), atol=1e-4)
+
+
+def test_bf16_is_asked_for_and_close(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = TrainedSegmenter(RunDirectory(runs[0]))
+    volume = Volume(phantom(3, 220.0)[0], affine_of("ras"))
+    seen: list[bool] = []
+    real = segmenter.module._windowed
+
+    def spied(image: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return real(image)
+
+    monkeypatch.setattr(segmenter.module, "_windowed", spied)
+    exact, rough = (segmenter.log_odds(volume, Inference(precision=word)) for word in ("32", "bf16"))  # type: ignore[arg-type]  # the two words
+    assert seen == [False, True]
+    assert not np.array_equal(exact, rough)
+    np.testing.assert_allclose(rough, exact, atol=0.05 * float(np.abs(exact).max()))
+    # without the option: as in training, where the hardware is fast in it
+    segmenter.config["trainer"]["precision"] = "bf16-mixed"
+    for best, expected in (("bf16-mixed", "bf16"), ("32-true", "32")):
+        monkeypatch.setattr("experiments.trained_segmenter.best_precision", lambda best=best: best)
+        assert segmenter.computes_in(Inference()) == expected
+    segmenter.config["trainer"]["precision"] = "32-true"
+    assert segmenter.computes_in(Inference()) == "32"
+
+
+def test_the_largest_component_alone() -> None:
+    mask = np.zeros((12, 12, 6), np.uint8)
+    mask[1:5, 1:5, 1:4] = 1
+    mask[5, 5, 4] = 1  # touches by a corner
+    mask[9:11, 9:11, 1:3] = 1
+    kept = largest_component(mask)
+    expected = mask.copy()
+    expected[9:11, 9:11, 1:3] = 0
+    np.testing.assert_array_equal(kept, expected)
+    np.testing.assert_array_equal(largest_component(kept), kept)
+    np.testing.assert_array_equal(largest_component(np.zeros_like(mask)), np.zeros_like(mask))
+    odds = np.where(mask, 1.0, -1.0).astype(np.float32)
+    np.testing.assert_array_equal(mask_of([odds], Inference(largest_component=True)), expected)
+    np.testing.assert_array_equal(mask_of([odds], Inference()), mask)
+    oracle = KeepLargestConnectedComponent(applied_labels=[1])(torch.from_numpy(mask)[None])
+    np.testing.assert_array_equal(np.asarray(oracle)[0], kept)
 
 
 @pytest.fixture(scope="module")
