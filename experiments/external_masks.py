@@ -29,7 +29,7 @@ from experiments.trained_segmenter import check_no_overwriting
 from lightning_modules.metrics.segmentation import dice
 
 EXTERNAL = "external"
-FIELDS = ("id", "patient")
+FIELDS = ("id", "patient", "sequence", "visit")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class ExternalMasks:
 
     Attributes:
         folder: The folder of the mask files.
-        pattern: A file's name below it, with ``{id}`` for the scan's id or ``{patient}`` for the patient's.
+        pattern: A file's name below it, with ``{id}`` for the scan's id, ``{patient}``, ``{sequence}`` or ``{visit}``.
         labels: Values in the files that are liver; empty: any value but zero.
         maker: What made them, in words: ``TotalSegmentator v2.4``, ``reader A``.
         trained_on: A text file with the patients that the maker trained on, one id a line (empty for a reader or a
@@ -84,6 +84,12 @@ def import_masks(source: ExternalMasks, cohort: Path, out: Path, sequences: Sequ
             *(f"{files[name]}: no such mask of scan {name!r}; correct --pattern, add the mask, or give --allow-missing"
               for name in missing)
         )  # fmt: skip
+    shared = [name for name, file in files.items() if list(files.values()).count(file) > 1]
+    if shared:
+        raise InputError(
+            f"--pattern {source.pattern!r}: gives one file to the scans {', '.join(shared)}; use {{id}}, or name one "
+            "--sequence"
+        )
     faults = [fault for scan in there for fault in grid_faults(scan, files[scan.scan_id])]
     if faults:
         raise InputError(*faults)
@@ -130,12 +136,15 @@ def check_pattern(pattern: str) -> None:
     except ValueError as error:
         raise InputError(f"--pattern {pattern!r}: cannot be read ({error}); write '{{id}}.nii.gz'") from error
     if not fields or set(fields) - set(FIELDS):
-        raise InputError(f"--pattern {pattern!r}: needs {{id}} (the scan's) or {{patient}}, and nothing else in braces")
+        raise InputError(
+            f"--pattern {pattern!r}: needs {{id}} (the scan's), {{patient}}, {{sequence}} or {{visit}}, nothing else"
+        )
 
 
 def file_of(source: ExternalMasks, scan: Scan) -> Path:
     """The file of a scan's mask."""
-    return source.folder / source.pattern.format(id=scan.scan_id, patient=scan.patient_id)
+    name = source.pattern.format(id=scan.scan_id, patient=scan.patient_id, sequence=scan.sequence, visit=scan.visit)
+    return source.folder / name
 
 
 def grid_faults(scan: Scan, file: Path) -> list[str]:

@@ -148,6 +148,10 @@ def test_wrong_words(elsewhere: Path, tiny_cohort: Tiny, tmp_path: Path, capsys:
     cases = [
         ([word if word != "{id}/total.nii.gz" else "{scan}.nii.gz" for word in good], "needs {id}"),
         ([word if word != "{id}/total.nii.gz" else "total.nii.gz" for word in good], "needs {id}"),
+        (
+            [word if word != "{id}/total.nii.gz" else "P01_{sequence}/total.nii.gz" for word in good],
+            "gives one file to",
+        ),
         ([word if word != "5" else "liver" for word in good], "--label liver"),
         ([word if word != "5" else "9" for word in good], "no voxel of 12 masks has the value 9"),
         ([word if word != MAKER else " " for word in good], "--maker: is empty"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from experiments.lightning_cli import HepastageCLI, parsed
-from lightning_modules.losses.segmentation import DeepSupervisionLoss
+from lightning_modules.losses.segmentation import DeepSupervisionLoss, DiceCELoss
 from lightning_modules.segmentation import SegmentationModule
+from lightning_modules.task import rate_factor
 from tests.tiny import ONE_LOGGER, Tiny
 
 NETWORKS = {
@@ -91,3 +96,43 @@ def test_a_monai_network_through_the_whole_command(tiny_cohort: Tiny, tmp_path: 
     cli.trainer.limit_train_batches = 1
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     assert cli.trainer.global_step == 1
+
+
+def test_nnunets_preset_is_nnunets(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    source = inspect.getsource(nnUNetTrainer)
+
+    def number(name: str) -> float:
+        found = re.search(rf"self\.{name} = ([0-9.e-]+)$", source, re.MULTILINE)
+        assert found, f"nnU-Net's trainer sets no {name}"
+        return float(found.group(1))
+
+    words = tiny_cohort.words("segmentation", "segmentation_nnunet", runs=tmp_path)
+    resolved = parsed("fit", [*words, *ONE_LOGGER]).resolved
+    model, data, trainer = resolved["model"]["init_args"], resolved["data"]["init_args"], resolved["trainer"]
+    optimiser = model["optimizer"]
+    assert optimiser["class_path"] == "torch.optim.SGD"
+    assert "torch.optim.SGD" in source and "momentum=0.99, nesterov=True" in source
+    assert (optimiser["init_args"]["momentum"], optimiser["init_args"]["nesterov"]) == (0.99, True)
+    assert optimiser["init_args"]["lr"] == number("initial_lr")
+    assert optimiser["init_args"]["weight_decay"] == number("weight_decay")
+    assert trainer["max_epochs"] == number("num_epochs")
+    assert data["patches_per_epoch"] / data["batch_size"] == number("num_iterations_per_epoch")
+    assert data["foreground"] == number("oversample_foreground_percent")
+    assert "clip_grad_norm_(self.network.parameters(), 12)" in source
+    assert (trainer["gradient_clip_val"], trainer["gradient_clip_algorithm"]) in ((12.0, None), (12.0, "norm"))
+    assert (model["schedule"], model["warmup"]) == ("poly", 0.0)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    schedule = PolyLRScheduler(torch.optim.SGD([weight], lr=1.0), 1.0, 1000)
+    for epoch in (0, 1, 250, 500, 999):
+        schedule.step(epoch)
+        assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(rate_factor(epoch / 1000, "poly", 0.0))
+
+
+def test_the_loss_is_configured_by_its_class_path(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    path = "lightning_modules.losses.segmentation"
+    inner = {"class_path": f"{path}.DiceCELoss", "init_args": {"batch_dice": False}}
+    loss = {"class_path": f"{path}.DeepSupervisionLoss", "init_args": {"loss": inner}}
+    words = [*tiny_cohort.words("segmentation", runs=tmp_path), *ONE_LOGGER, "--model.init_args.loss", yaml.dump(loss)]
+    module = parsed("fit", words).model
+    assert isinstance(module, SegmentationModule) and isinstance(module.loss, DeepSupervisionLoss)
+    assert isinstance(module.loss.loss, DiceCELoss) and not module.loss.loss.batch_dice
