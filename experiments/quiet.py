@@ -13,6 +13,9 @@ def quieten() -> None:
     # the client would note command words, folders and printed text, and with them paths and perhaps patients
     os.environ.setdefault("WANDB_X_DISABLE_META", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")
+    # nor the machine's name, nor a list of all packages: the versions that matter stand in the configuration
+    os.environ.setdefault("WANDB_HOST", "not-recorded")
+    os.environ.setdefault("WANDB_X_SAVE_REQUIREMENTS", "false")
     # a thread that waits spins for long by default: where another process has its core, small layers crawl at a
     # tenth of their speed; this bound costs a tenth on an idle machine
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -15,7 +15,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_file, write_json
-from experiments.wandb_runs import FOLDER, artifacts_in
+from experiments.wandb_runs import FOLDER
 
 RECORD = "lineage.json"
 LONGEST = 128
@@ -100,7 +100,7 @@ def used_by_cell(data: Mapping[str, Any]) -> list[str]:
 
 
 def log_made(run: Any, folder: Path, made: Made, uses: Sequence[str], git: Mapping[str, Any] | None = None) -> None:
-    """Log an artifact in a run, staged within the run's own folder, and note the lineage on disk.
+    """Log an artifact in a run, and note the lineage on disk; to be called within ``wandb_runs.artifacts_in``.
 
     The artifact always holds one small JSON file of facts, so that two contents are two versions.
 
@@ -114,14 +114,13 @@ def log_made(run: Any, folder: Path, made: Made, uses: Sequence[str], git: Mappi
     import wandb
 
     facts = {"sha256": made.sha256, **made.facts, "uses": list(uses), "git": dict(git or {})}
-    with artifacts_in(folder):
-        artifact = wandb.Artifact(made.name, made.kind, metadata=facts)
-        with artifact.new_file(f"{made.kind}.json", encoding="utf-8") as stream:
-            json.dump(facts, stream, indent=2)
-        for name, path in made.files.items():
-            # our own finished file: no second copy of it is made
-            artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
-        run.log_artifact(artifact, aliases=["latest", made.sha256[:12]])
+    artifact = wandb.Artifact(made.name, made.kind, metadata=facts)
+    with artifact.new_file("facts.json", encoding="utf-8") as stream:
+        json.dump(facts, stream, indent=2)
+    for name, path in made.files.items():
+        # our own finished file: no second copy of it is made
+        artifact.add_file(str(path.absolute()), name=name, policy="immutable", skip_cache=True)
+    run.log_artifact(artifact, aliases=["latest", made.sha256[:12]])
     note(run, folder, uses, [made.reference])
 
 

@@ -12,7 +12,7 @@ from callbacks.run_directory import RunDirectory
 from datamodules.files import sha256_of_file
 from datamodules.records import read_records
 from experiments.wandb_lineage import Made, artifact_name, log_made, recorded
-from experiments.wandb_runs import FOLDER, Sharing, explained_failures, wandb_runs
+from experiments.wandb_runs import FOLDER, Sharing, artifacts_in, explained_failures, wandb_runs
 
 SHOWN = 4
 """Pictures of each kind: as many of the worst scans and as many of the best."""
@@ -36,7 +36,8 @@ def log_results(loggers: list[Any], directory: RunDirectory, command: str, shari
         InputError: W&B's client failed.
     """
     for run in wandb_runs(loggers):
-        with explained_failures():
+        # tables are staged as artifacts are
+        with explained_failures(), artifacts_in(directory.path):
             if command == "fit" and directory.identity().role == "segmenter":
                 _log_checkpoint(run, directory, sharing)
             elif command == "test" and directory.predictions.is_file():

@@ -14,7 +14,7 @@ import yaml
 from datamodules.errors import InputError
 from datamodules.files import sha256_of_file
 from experiments.wandb_lineage import Made, artifact_name, checkpoint_reference, log_made, masks_name, note
-from experiments.wandb_runs import FOLDER, Sharing, chosen_mode, explained_failures, settings_of
+from experiments.wandb_runs import FOLDER, Sharing, artifacts_in, chosen_mode, explained_failures, settings_of
 
 if TYPE_CHECKING:
     from experiments.compare_results import Comparison
@@ -202,7 +202,7 @@ def _stage(
         raise InputError("W&B: a run is under way in this process; finish it first")
     code = {"git": git_state(Path(__file__).resolve().parent.parent), "versions": package_versions()}
     folder.mkdir(parents=True, exist_ok=True)
-    with explained_failures():
+    with artifacts_in(folder), explained_failures():
         run = wandb.init(
             project=known["project"],
             entity=known["entity"],
@@ -216,7 +216,7 @@ def _stage(
             resume="allow",
             config={"study": study, "role": role, **config, "provenance": code},
         )
-    try:
-        yield run
-    finally:
-        run.finish()
+        try:
+            yield run
+        finally:
+            run.finish()

@@ -173,7 +173,7 @@ def declare(api: Any, target: str, run_id: str, use: str) -> str | None:
     try:
         api.run(f"{target}/{run_id}").use_artifact(api.artifact(f"{target}/{use}"))
     except (wandb.errors.CommError, ValueError) as error:
-        return f"{' '.join(str(error).split())}; send the run that made it too"
+        return f"{' '.join(str(error).split())}; send the run that made it as well, then run the same command again"
     return None
 
 

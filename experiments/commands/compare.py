@@ -33,6 +33,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="COLUMN=OWN,…",
         help="for plain files: which of their columns is which, such as prob=score,target=label,patient_id=case",
     )
+    wandb = parser.add_argument_group(
+        "Weights & Biases", "offline unless WANDB_MODE or the runs' logger says otherwise"
+    )
+    wandb.add_argument("--wandb", action="store_true", help="log the comparison as a run of job type 'compare'")
+    wandb.add_argument(
+        "--wandb-patients", action="store_true", help="with report.html and comparison.json, which name patients"
+    )
+    wandb.add_argument(
+        "--wandb-report",
+        action="store_true",
+        help="write wandb-report.json, and online make a W&B Report and a saved view of it",
+    )
     parser.set_defaults(run=handler)
 
 
@@ -42,6 +54,7 @@ def handler(args: argparse.Namespace) -> int:
         args.paths,
         args.out,
         figures=args.figures,
+        wandb=(args.wandb or args.wandb_patients, args.wandb_patients, args.wandb_report),
         reference=args.reference,
         metric=args.metric,
         resamples=args.resamples,
@@ -54,13 +67,21 @@ def handler(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare_and_print(paths: Sequence[Path], out: Path, *, figures: bool = False, **options: Any) -> None:
+def compare_and_print(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    figures: bool = False,
+    wandb: tuple[bool, bool, bool] = (False, False, False),
+    **options: Any,
+) -> None:
     """Compare the arms below some paths, write the files, and print table and sentences.
 
     Args:
         paths: See ``experiments.compare.compare``.
         out: Folder for the report and its tables.
         figures: Also write the figures below it, as SVG and PDF.
+        wandb: Whether to log the comparison in W&B, with the files that name patients, and as a W&B Report.
         **options: Further arguments of ``experiments.compare.compare``.
     """
     from rich.console import Console
@@ -85,6 +106,11 @@ def compare_and_print(paths: Sequence[Path], out: Path, *, figures: bool = False
     for note in comparison.notes:
         console.print(f"Note: {note}", style="dim", highlight=False, markup=False)
     console.print(f"Report: {written[0]}", highlight=False, markup=False, soft_wrap=True)
+    if any(wandb):
+        from experiments.wandb_compare import to_wandb
+
+        for line in to_wandb(comparison, out, written, paths, *wandb):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def parse_map(text: str) -> dict[str, str]:
