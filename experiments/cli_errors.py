@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import re
+from collections.abc import Sequence
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule
@@ -19,8 +22,35 @@ from lightning_modules.masked_classification import MaskedClassificationModule
 from lightning_modules.segmentation import SegmentationModule
 from lightning_modules.staging import StagingModule
 
+ADVICE = "'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
 
-def explained(message: str, error: BaseException | None) -> InputError:
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list of values such as [2.0, 2.0, 6.0]",
+    "list": "a list",
+    "dict": "a mapping of keys to values",
+}
+"""What a person calls Python's types."""
+
+FOREIGN = {
+    "ckpt_path": "'hepastage test --run DIR --ckpt best|last|FILE' names a checkpoint",
+    "seed": "did you mean 'seed_everything'?",
+    "epochs": "did you mean 'trainer.max_epochs'?",
+    "resume": "'hepastage fit' goes on by itself, '--restart' begins anew",
+}
+"""Words of other command lines, and what they are here."""
+
+CHOICES = {
+    "trainer.precision": "choose one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
+    "trainer.strategy": "choose one of auto, ddp, fsdp or a class_path",
+}
+"""Keys whose types Lightning declares so widely that the parser's complaint misleads."""
+
+
+def explained(message: str, error: BaseException | None, known: Sequence[str] = ()) -> InputError:
     """What a person can act on of a parser's error.
 
     jsonargparse nests one cause in another and repeats the whole value; the innermost cause says what is wrong.
@@ -28,6 +58,7 @@ def explained(message: str, error: BaseException | None) -> InputError:
     Args:
         message: The whole message.
         error: The exception, whose chain of causes is followed.
+        known: Keys that the parser knows, for the nearest right one.
     """
     text = " ".join(message.split())
     found = re.search(r'Parser key "([^"]+)"', text)
@@ -40,22 +71,69 @@ def explained(message: str, error: BaseException | None) -> InputError:
         if isinstance(error, (ValueError, TypeError, ArgumentError, MisconfigurationException)):
             innermost = " ".join(str(error).split()) or innermost
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return InputError(f"{found.group(1)}: {readable(innermost)}" if found else readable(innermost))
+    key = found.group(1) if found else ""
+    if key in CHOICES:
+        value = re.search(r"Got value: (.+?)(?: Given value type: .*)?$", innermost)
+        return InputError(f"{key}: {value.group(1) if value else 'the value'} is not one; {CHOICES[key]}")
+    return InputError(f"{key}: {readable(innermost, known)}" if key else readable(innermost, known))
 
 
-def readable(message: str) -> str:
-    """A jsonargparse message in one short line that says where the keys are listed."""
+def readable(message: str, known: Sequence[str] = ()) -> str:
+    """A jsonargparse message in one short line that says what to do.
+
+    Args:
+        message: Its text.
+        known: Keys that the parser knows.
+    """
     text = re.sub(r'^Parser key "[^"]+": ', "", " ".join(message.split()))
-    advice = "'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
-    text = text.replace(f"; {advice}", "")
+    text = text.replace(f"; {ADVICE}", "")
     unknown = re.search(r"(?:Option|Key) '([^']+)' is not (?:accepted|expected)", text)
-    unknown = unknown or re.search(r"[Uu]nrecognized arguments?: -*(\S+)", text)
+    unknown = unknown or re.search(r"[Uu]nrecognized arguments?: -*([^\s=]+)", text)
     if unknown:
-        return f"unknown key {unknown.group(1)!r}; {advice}"
+        return f"unknown key {unknown.group(1)!r}; {nearest(unknown.group(1), known)}{ADVICE}"
+    missing = re.search(r"(?:class_path '|path string: |Got value: \[')([\w.]+)", text)
+    if missing and re.search("class_path '|dot import path|valid subclass", text):
+        return f"there is no class {missing.group(1)!r}; {near_class(missing.group(1))}"
+    strategy = re.search(r"invalid strategy name: `strategy='(\w+)'`", text)
+    if strategy:
+        return f"trainer.strategy: {strategy.group(1)} is not one; {CHOICES['trainer.strategy']}"
+    missing = re.search(r"expects a function or a callable class: module '([\w.]+)' has no attribute '(\w+)'", text)
+    if missing:
+        path = ".".join(missing.groups())
+        return f"there is no class {path!r}; {near_class(path)}"
+    closed = re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*?)(?: Given value type: .*)?$", text)
+    if closed:
+        choices = closed.group(1).replace("'", "")
+        return f"{closed.group(2)[:80]!r} is not one of them; choose one of {choices}"
+    wrong = re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?: Given value type: .*)?$", text)
+    if wrong and wrong.group(1) in TYPES:
+        return f"{wrong.group(2)[:80]!r} is not {TYPES[wrong.group(1)]}; correct it"
     text = re.split(r" Given value type: |\. Got value: <|\. Got value: Namespace|\. Got value: {", text)[0]
     if len(text) > 400:
         text = f"{text[:190]} … {text[-190:]}"
-    return text if ";" in text else f"{text}; {advice}"
+    return text if ";" in text else f"{text}; {ADVICE}"
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """``did you mean 'backbone'? `` where a known key is near, else nothing."""
+    if key in FOREIGN:
+        return f"{FOREIGN[key]}{' ' if FOREIGN[key].endswith('?') else '; '}"
+    beginning = [name for name in known if name.startswith(key)]
+    near = difflib.get_close_matches(key, known, n=1) or beginning[:1]
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def near_class(path: str) -> str:
+    """What to write for a class path that leads nowhere."""
+    folder, _, name = path.rpartition(".")
+    if not folder:
+        return "write it with its module, such as torch.optim.AdamW"
+    try:
+        module = importlib.import_module(folder)
+    except ImportError:
+        return f"no module {folder!r} can be imported; correct it, or install its package"
+    near = difflib.get_close_matches(name, [key for key, value in vars(module).items() if isinstance(value, type)], n=1)
+    return f"did you mean '{folder}.{near[0]}'?" if near else f"{folder} has none of that name"
 
 
 def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:

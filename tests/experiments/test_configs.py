@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from callbacks.run_directory import RunDirectory
+from datamodules.errors import InputError
 from datamodules.records import read_records
 from experiments.cli_words import shipped_names
 from experiments.grid import run_study
@@ -51,7 +53,27 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "demo/segmentation.yaml": (["segmentation", "demo/segmentation"], [*PREPROCESSING, *SMALL_NETWORK]),
     "demo/classification.yaml": (["direct", "demo/classification"], PREPROCESSING),
+    "data/thin_slices.yaml": (["direct", "data/thin_slices"], SMALL_CLASSIFIER),
+    "data/thick_slices.yaml": (["direct", "data/thick_slices"], SMALL_CLASSIFIER),
+    "model/resnet50.yaml": (["direct", "model/resnet50"], PREPROCESSING),
+    # its last pooling wants two pixels
+    "model/densenet121.yaml": (
+        ["masked_attention_resnet", "model/densenet121"],
+        [PREPROCESSING[0], PREPROCESSING[1].replace("24, 24", "32, 32")],
+    ),
+    "model/swin_tiny.yaml": (["direct", "model/swin_tiny"], PREPROCESSING),
+    "trainer/laptop.yaml": (["direct", "trainer/laptop"], SMALL_CLASSIFIER),
+    "trainer/quick.yaml": (["segmentation", "trainer/quick"], [*SMALL_SEGMENTER, *WINDOW]),
+    "trainer/gpu.yaml": (["direct", "trainer/gpu"], [*SMALL_CLASSIFIER, "--data.init_args.workers", "0"]),
+    "trainer/ddp.yaml": (["direct", "trainer/ddp"], [*SMALL_CLASSIFIER, "--trainer.devices", "1"]),
+    "trainer/fsdp.yaml": (["direct", "model/swin_tiny", "trainer/fsdp"], PREPROCESSING),
+    "trainer/slurm.yaml": (["direct", "trainer/slurm"], [*SMALL_CLASSIFIER, "--trainer.devices", "1"]),
 }
+PROCESSES = ("trainer/ddp.yaml", "trainer/fsdp.yaml", "trainer/slurm.yaml")
+"""They start processes of their own: here they are parsed; tests of many processes and a GPU run them."""
+HERE = [name for name in CONFIGS if name not in PROCESSES]
+LIGHT = [name for name in HERE if not name.startswith("model/")]
+"""A few batches of the large encoders are enough: the base configurations run whole epochs."""
 STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
 
 
@@ -66,14 +88,14 @@ def words_of(name: str, tiny: Tiny, runs: Path) -> list[str]:
     return [*tiny.words(*configs, runs=runs), *small, *ONE_LOGGER, "--trainer.accelerator", "cpu"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", HERE)
 def test_a_few_batches(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
     limits = {"limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": 1, "check_val_every_n_epoch": 1}
     more = [word for key, value in limits.items() for word in (f"--trainer.{key}", str(value))]
     assert run_command("fit", [*words_of(name, tiny_cohort, tmp_path), *more]) == 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", LIGHT)
 def test_an_epoch_leaves_all_that_is_promised(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
     words = [*words_of(name, tiny_cohort, tmp_path), "--trainer.max_epochs", "1"]
     words += ["--trainer.check_val_every_n_epoch", "1"]
@@ -100,7 +122,34 @@ def test_an_epoch_leaves_all_that_is_promised(name: str, tiny_cohort: Tiny, tmp_
     assert again.directory.path == run.path, "the saved configuration means the same cell"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_configurations_of_many_processes_mean_something(
+    name: str, tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"NTASKS": 2, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 1, "JOB_NAME": "x"}
+    for key, value in facts.items() if "slurm" in name else []:
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    words = words_of(name, tiny_cohort, tmp_path)
+    if "fsdp" in name:
+        if not torch.cuda.is_available():
+            with pytest.raises(InputError, match=r"FSDP|fsdp"):
+                parsed("fit", [*words, "--trainer.precision", "32-true"])
+        return
+    trainer = parsed("fit", [*words, "--trainer.precision", "32-true"]).trainer
+    assert type(trainer.strategy).__name__ == "DDPStrategy"
+    assert trainer.num_nodes == (2 if "slurm" in name else 1)
+
+
+def test_overlays_are_short_and_say_how_they_are_used() -> None:
+    for name in CONFIGS:
+        text = (ROOT / "configs" / name).read_text(encoding="ascii")
+        assert text.startswith("#"), f"{name}: begins with what it is for"
+        if name.split("/")[0] in ("data", "model", "trainer"):
+            assert len(text.splitlines()) <= 25, name
+            assert "hepastage fit -c" in text and f"-c {name.removesuffix('.yaml')}" in text, name
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_the_role_is_that_of_the_model(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
     resolved = parsed("fit", words_of(name, tiny_cohort, tmp_path)).resolved
     assert (resolved["role"] == "segmenter") == ("Segmentation" in resolved["model"]["class_path"])

@@ -1,0 +1,155 @@
+"""What was given for each key, where, and in which order: configuration files and words, before they are parsed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Given:
+    """One value that was given.
+
+    Attributes:
+        key: Dotted, from the top: ``model.init_args.network.class_path``.
+        value: As it stands there; of a mapping each key is listed by itself.
+        where: The configuration file, or ``the command line``.
+    """
+
+    key: str
+    value: Any
+    where: str
+
+
+COMMAND_LINE = "the command line"
+
+
+def given_of(words: Sequence[str]) -> list[Given]:
+    """All values of configuration files and words, in the order in which later ones win.
+
+    Args:
+        words: Words after the command; configurations are files by now.
+    """
+    found: list[Given] = []
+    queue = list(words)
+    while queue:
+        name, sign, value = queue.pop(0).partition("=")
+        if not name.startswith("-") or name in ("-h", "--help"):
+            continue
+        if not sign and queue and not queue[0].startswith("--"):
+            value = queue.pop(0)
+        if name in ("-c", "--config"):
+            found += _flat(_loaded(Path(value)), "", Path(value).name)
+        else:
+            found += _flat(_parsed(value), name.lstrip("-").rstrip("+"), COMMAND_LINE)
+    return found
+
+
+def places_of(key: str, given: Sequence[Given]) -> list[str]:
+    """Where a key stands that has no meaning: ``overlay.yaml: data.init_args.spacng``.
+
+    Args:
+        key: Its name, or the end of its dotted name.
+        given: All that was given.
+    """
+    places = []
+    for item in given:
+        parts = item.key.split(".")
+        for count in range(len(parts), 0, -1):
+            full = ".".join(parts[:count])
+            if full == key or full.endswith(f".{key}"):
+                places.append(f"--{full}" if item.where == COMMAND_LINE else f"{item.where}: {full}")
+                break
+    return list(dict.fromkeys(places))
+
+
+def located(fault: str, given: Sequence[Given]) -> str:
+    """A parser's complaint with the file and the whole key, where it names only the key's end.
+
+    Args:
+        fault: ``spacng: unknown key ...`` or ``batch_size: 'x' is not a whole number; ...``.
+        given: All that was given.
+    """
+    unknown = re.search(r"unknown key '([^']+)'", fault)
+    if unknown:
+        places = places_of(unknown.group(1), given)
+        return f"{', '.join(places)}: {fault[unknown.start() :]}" if places else fault
+    wrong = re.match(r"([\w.]+): (.* is not .*)", fault)
+    places = places_of(wrong.group(1), given) if wrong else []
+    # of several, the last one wins
+    return f"{places[-1]}: {wrong.group(2)}" if wrong and places else fault
+
+
+def class_changes(given: Sequence[Given], resolved: Mapping[str, Any]) -> list[str]:
+    """A line for each class that replaced another one: arguments that were carried over, and those dropped.
+
+    The parser keeps arguments of the old class that the new one has too, and drops the others without a word.
+
+    Args:
+        given: All that was given.
+        resolved: The resolved configuration as plain values.
+    """
+    lines: list[str] = []
+    classes: dict[str, str] = {}
+    for place, item in enumerate(given):
+        owner = item.key.removesuffix(".class_path")
+        if owner == item.key and not (item.key in ("model", "data") and isinstance(item.value, str)):
+            continue
+        before, after = classes.get(owner), str(item.value)
+        classes[owner] = after
+        if before is None or before.rsplit(".", 1)[-1] == after.rsplit(".", 1)[-1]:
+            continue
+        prefix = f"{owner}.init_args."
+        earlier = _names(given[:place], prefix)
+        later = _names(given[place + 1 :], prefix)
+        accepted = _at(resolved, f"{owner}.init_args") or {}
+        carried = [name for name in earlier if name in accepted and name not in later]
+        dropped = [name for name in earlier if name not in accepted]
+        line = f"{owner}: {item.where} puts {after.rsplit('.', 1)[-1]} for {before.rsplit('.', 1)[-1]}"
+        lines.append(f"{line}; carried over: {_listed(carried)}; dropped: {_listed(dropped)}")
+    return lines
+
+
+def _names(given: Sequence[Given], prefix: str) -> list[str]:
+    """First parts of the keys below a prefix, each once."""
+    return list(dict.fromkeys(item.key[len(prefix) :].split(".")[0] for item in given if item.key.startswith(prefix)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "nothing"
+
+
+def _at(value: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _flat(value: Any, key: str, where: str) -> Iterator[Given]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(item, f"{key}.{name}" if key else str(name), where)
+    else:
+        yield Given(key, value, where)
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        # the parser's own complaint is the better one
+        return None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
