@@ -20,7 +20,7 @@ from datamodules.files import atomic_path
 from datamodules.images import check_same_grid, read_image, read_mask
 from datamodules.preprocessing import Preprocessing, preprocess
 from datamodules.staging import Examination, examinations
-from experiments.trained_segmenter import best_device, module_of, preprocessing_of, saved_config
+from experiments.trained_segmenter import best_device, load_weights, module_of, preprocessing_of, saved_config
 from lightning_modules.classification import PatientClassifier
 
 
@@ -51,7 +51,7 @@ def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | No
         raise InputError(
             f"{data}: a classifier predicts the patients of a cohort table; make one with 'hepastage cohort'"
         )
-    module.load_state_dict(torch.load(run.checkpoint(which), map_location="cpu", weights_only=True)["state_dict"])
+    load_weights(module, run.checkpoint(which))
     device = best_device()
     module = module.to(device).eval()
     settings = config["data"]["init_args"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import pickle
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,9 +77,7 @@ class TrainedSegmenter:
             raise InputError(
                 f"{run.path}: is a run of {type(module).__name__}, not of a segmenter; give one that segments"
             )
-        # our own file: weights and plain values only
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state, strict=True)
+        load_weights(module, path)
         self.device = device if device is not None else best_device()
         self.module = module.to(self.device).eval()
         self.preprocessing = preprocessing_of(self.config)
@@ -169,9 +168,36 @@ def check_no_overwriting(targets: Mapping[str, Path], originals: Iterable[Path])
 
 
 def saved_config(run: RunDirectory) -> dict[str, Any]:
-    """The fully resolved configuration that a run was trained with."""
-    config: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    """The fully resolved configuration that a run was trained with.
+
+    Raises:
+        InputError: It is missing or torn.
+    """
+    try:
+        config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{run.config}: cannot be read ({reason}); train the run again") from error
+    if not isinstance(config, dict) or "data" not in config:
+        raise InputError(f"{run.config}: is not a run's whole configuration; train the run again")
     return config
+
+
+def load_weights(module: LightningModule, path: Path) -> None:
+    """Put a checkpoint's weights into a module, all of them.
+
+    Raises:
+        InputError: The file is torn, or holds another network's weights.
+    """
+    try:
+        # our own file: weights and plain values only
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: is no checkpoint of this run's network ({reason}); give another --ckpt, or train the run again"
+        ) from error
 
 
 def module_of(config: dict[str, Any]) -> LightningModule:

@@ -115,7 +115,7 @@ def test_the_last_patches_of_each_step_are_centred_on_liver_as_nnunets(
 
     step = batch_size * ranks * accumulated
     oracle = types.SimpleNamespace(batch_size=step, oversample_foreground_percent=0.33)
-    expected = [nnUNetDataLoader._oversample_last_XX_percent(oracle, place) for place in range(step)]  # type: ignore[arg-type]  # what the rule reads
+    expected = [nnUNetDataLoader._oversample_last_XX_percent(oracle, place) for place in range(step)]
     items = 4 * step
     plain = [TrainingSampler(items, 7, batch_size, ranks, rank, accumulated) for rank in range(ranks)]
     marked = [list(LastOfStep(sampler, 0.33)) for sampler in plain]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -116,6 +117,22 @@ def test_scans_are_never_written_over(runs: list[Path], tmp_path: Path, capsys: 
     assert path.read_bytes() == before
 
 
+def test_a_spoiled_run_is_named(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "new.nii.gz", phantom(1, 220.0)[0], affine_of("ras"))
+    torn = (runs[0] / "checkpoints" / "best.ckpt").read_bytes()[:500]
+    other = io.BytesIO()
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, other)
+    cases = [("checkpoints/best.ckpt", torn), ("checkpoints/best.ckpt", other.getvalue())]
+    cases += [("config.yaml", b"model: ["), ("config.yaml", b"a list")]
+    for number, (name, content) in enumerate(cases):
+        run = Path(shutil.copytree(runs[0], tmp_path / f"run{number}"))
+        (run / name).write_bytes(content)
+        assert main(["predict", "--run", str(run), "--data", str(path), "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line and "train the run again" in line
+        assert not (tmp_path / "out").exists()
+
+
 def test_two_files_of_one_name(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a/scan.nii.gz", "b/scan.nii.gz"):
         write(tmp_path / name, phantom(1, 220.0)[0], affine_of("ras"))
@@ -207,7 +224,7 @@ def test_bf16_is_asked_for_and_close(runs: list[Path], tmp_path: Path, monkeypat
         return real(image)
 
     monkeypatch.setattr(segmenter.module, "_windowed", spied)
-    exact, rough = (segmenter.log_odds(volume, Inference(precision=word)) for word in ("32", "bf16"))  # type: ignore[arg-type]  # the two words
+    exact, rough = (segmenter.log_odds(volume, Inference(precision=word)) for word in ("32", "bf16"))
     assert seen == [False, True]
     assert not np.array_equal(exact, rough)
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(np.abs(exact).max()))

@@ -73,7 +73,7 @@ def test_a_monai_network_learns_and_predicts(name: str, tiny_cohort: Tiny, tmp_p
         output = module.network(image)
         loss: Tensor = module.loss(output, mask)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0], "the step goes downhill"

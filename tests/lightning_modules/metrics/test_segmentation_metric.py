@@ -91,7 +91,7 @@ def network_of(rank: int | None) -> dict[str, Tensor]:
     for _ in range(2):
         network.zero_grad()
         loss: Tensor = loss_function(model(images), target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     # the lowest level's head has weight 0: no gradient in one process, zeros in several
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
     return {"gradient": torch.cat([gradient.flatten() for gradient in gradients])}
