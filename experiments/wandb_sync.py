@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,10 @@ def client_sync(folders: Sequence[Path], entity: str | None, project: str | None
     words += ["--entity", entity] if entity else []
     words += ["--project", project] if project else []
     environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SILENT")}
-    subprocess.run([*words, *map(str, folders)], check=False, env=environment, stdin=subprocess.DEVNULL)
+    # the client leaves logs of its own where it works
+    with tempfile.TemporaryDirectory(prefix="hepastage-sync-") as scratch:
+        environment["WANDB_DIR"] = scratch
+        subprocess.run([*words, *map(str, folders)], check=False, env=environment, stdin=subprocess.DEVNULL)
 
 
 def declare_all(paths: Sequence[Path], entity: str | None, project: str | None) -> list[str]:

@@ -174,8 +174,10 @@ class Stub:
             "state": item["state"], "size": 1, "digest": item["digest"], "commitHash": None,
             "fileCount": len(item["files"]), "createdAt": MOMENT, "updatedAt": None, "aliases": [],
         }  # fmt: skip
-        member = {"__typename": "ArtifactCollectionMembership", "id": f"member-{key}", "versionIndex": 0,
-                  "createdAt": MOMENT, "aliases": aliases, "artifactCollection": collection, "artifact": artifact}  # fmt: skip
+        member = {
+            "__typename": "ArtifactCollectionMembership", "id": f"member-{key}", "versionIndex": 0,
+            "createdAt": MOMENT, "aliases": aliases, "artifactCollection": collection, "artifact": artifact,
+        }  # fmt: skip
         return {"project": {"artifactCollectionMembership": member}}
 
     def stored(self, artifact: str, file: str) -> bytes:
@@ -203,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     stubs: dict[int, Stub] = {}  # noqa: RUF012 (the server makes its handlers itself, so they share it)
 
-    def do_POST(self) -> None:  # noqa: N802 (http.server's name)
+    def do_POST(self) -> None:
         stub = self.stubs[self.server.server_address[1]]  # type: ignore[index,misc]  # typed as a Unix socket too
         body = self._body()
         answer: dict[str, Any] = {}
@@ -218,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
                     rows[part["offset"] :] = [json.loads(row) for row in part["content"]]
         self._reply(json.dumps(answer).encode())
 
-    def do_PUT(self) -> None:  # noqa: N802 (http.server's name)
+    def do_PUT(self) -> None:
         stub = self.stubs[self.server.server_address[1]]  # type: ignore[index,misc]  # typed as a Unix socket too
         body = self._body()
         md5 = self.headers.get("Content-MD5")
