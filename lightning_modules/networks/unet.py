@@ -138,12 +138,6 @@ class NNUNet(nn.Module):
             levels.append(tuple(total))
         return tuple(levels)
 
-    def train(self, mode: bool = True) -> NNUNet:
-        """Switch the mode, and with it whether all levels' logits are returned."""
-        super().train(mode)
-        self.network.decoder.deep_supervision = mode and self.deep_supervision  # type: ignore[union-attr]  # the engine's own switch
-        return self
-
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Segment.
 
@@ -160,6 +154,8 @@ class NNUNet(nn.Module):
         edges = image.shape[2:]
         if any(edge % factor for edge, factor in zip(edges, self.divisible_by, strict=True)):
             raise ValueError(f"image of {tuple(edges)} voxels: each edge must be a multiple of {self.divisible_by}")
+        # asked anew each time: after a validation Lightning sets modules' mode back without calling train()
+        self.network.decoder.deep_supervision = self.training and self.deep_supervision  # type: ignore[union-attr]  # the engine's own switch
         logits: Tensor | list[Tensor] = self.network(image)
         return logits
 

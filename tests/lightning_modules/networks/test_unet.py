@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.model_helpers import _ModuleMode
 from torch import Tensor, nn
 
 from lightning_modules.networks.unet import NNUNet, kernel_sizes_for, nnunet, strides_for
@@ -26,6 +27,17 @@ def test_training_returns_levels_and_evaluation_one_tensor(topology: Any) -> Non
     torch.testing.assert_close(single, levels[0])
     network.train()
     assert isinstance(network(image), list)
+
+
+def test_levels_come_back_after_a_validation_within_training() -> None:
+    """Lightning sets each module's mode back one by one, and never calls train()."""
+    network = nnunet(features=(4, 8, 8), strides=STRIDES)
+    mode = _ModuleMode()
+    mode.capture(network)
+    network.eval()
+    network(torch.randn(1, 1, 16, 16, 8))
+    mode.restore(network)
+    assert isinstance(network(torch.randn(1, 1, 16, 16, 8)), list)
 
 
 def test_without_deep_supervision_training_returns_one_tensor() -> None:
