@@ -241,7 +241,9 @@ def _arm_faults(arm: Arm, segmenters: list[str]) -> list[str]:
     if arm.masks == "out_of_fold" and not segmenters:
         faults.append(".masks: out_of_fold masks need a segmenter; add the key 'segmenter'")
     elif arm.segmenter is not None and arm.segmenter not in segmenters:
-        faults.append(f".segmenter: there is no segmenter {arm.segmenter!r}; there are {', '.join(segmenters) or 'none'}")
+        faults.append(
+            f".segmenter: there is no segmenter {arm.segmenter!r}; there are {', '.join(segmenters) or 'none'}"
+        )
     elif arm.masks == "out_of_fold" and arm.segmenter is None:
         faults.append(f".segmenter: is missing; say whose masks: {', '.join(segmenters)}")
     return faults

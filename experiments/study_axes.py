@@ -48,9 +48,7 @@ def expanded(value: Mapping[str, Any]) -> tuple[dict[str, tuple[dict[str, Any], 
     useless = set(range(len(value.get("exclude") or [])))
     for combination in combinations:
         kept = {
-            axis: name
-            for axis, name in combination.items()
-            if _matches(conditions.get(axis, {}), combination, choices)
+            axis: name for axis, name in combination.items() if _matches(conditions.get(axis, {}), combination, choices)
         }
         excluded = [
             number for number, row in enumerate(value.get("exclude") or []) if _matches(row, kept, choices, every=True)

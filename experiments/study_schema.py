@@ -27,9 +27,9 @@ _RESOURCES = {
     "additionalProperties": False,
     "description": "What a cell may use.",
     "properties": {
-        "cores": {"type": "integer", "minimum": 1, "description": "Processor cores, and threads; a fair share if unset."},
+        "cores": {"type": "integer", "minimum": 1, "description": "Cores, and threads; a fair share if unset."},
         "gpus": {"type": "integer", "minimum": 0, "description": "Whole GPUs of a cell; 1 where there are any."},
-        "gpu": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "Share of one GPU: 0.5 = two cells."},
+        "gpu": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "Share of one GPU, such as 0.5."},
         "memory_gb": {"type": "number", "exclusiveMinimum": 0, "description": "Main memory in GB."},
         "hours": {"type": "number", "exclusiveMinimum": 0, "description": "Time limit in hours, on a cluster."},
         "nodes": {"type": "integer", "minimum": 1, "description": "Nodes of a cell, on a cluster."},
@@ -97,7 +97,7 @@ SCHEMA: dict[str, Any] = {
         "exclude": {"type": "array", "items": _NAMED, "description": "Combinations that are left out."},
         "set": {**_SET, "description": "Configuration keys of every cell, segmenters too."},
         "resources": _RESOURCES,
-        "retries": {"type": "integer", "minimum": 0, "maximum": 10, "description": "Further tries of a failed cell (1)."},
+        "retries": {"type": "integer", "minimum": 0, "maximum": 10, "description": "Further tries (1)."},
         "compare": {
             "type": ["object", "null"],
             "additionalProperties": False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tests import tiny
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The demo without phantom, training and report; what it would have run."""
+    """The demo without phantom and grid; what it would have run."""
     seen: list[dict[str, Any]] = []
 
     def phantom(out: Path, patients: int, seed: int, **options: Any) -> None:
@@ -25,30 +24,26 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         frame = tiny.frame_of(out)
         Cohort(frame[frame["sequence"] == "T2W"], out).save(out / "cohort.parquet")
 
-    def run_study(
-        study: Study, cohort: Path, splits: Path, runs: Path, store: Path, settings: Mapping[str, str] | None = None
-    ) -> list[str]:
+    def run_study(study: Study, cohort: Path, splits: Path, runs: Path, store: Path) -> list[str]:
         Splits.load(splits, Cohort.load(cohort))
         seen.append({"study": study, "runs": runs, "store": store})
         return ["direct, fold 0, seed 0: RuntimeError: x"] if study.name == "failing" else []
 
     monkeypatch.setattr("experiments.demo.make_phantom", phantom)
     monkeypatch.setattr("experiments.demo.run_study", run_study)
-    monkeypatch.setattr(
-        "experiments.commands.compare.compare_and_print",
-        lambda paths, out, **options: seen.append({"compare": list(paths), "out": out, **options}),
-    )
     return seen
 
 
 def test_the_thread(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "mine"
     assert main(["demo", "--out", str(out), "--patients", "24", "--seed", "3", "--shortcut"]) == 0
-    made, ran, compared = calls
+    made, ran = calls
     assert made == {"patients": 24, "seed": 3, "shortcut": True, "sequences": ("T2W",)}
     assert ran["study"].name == "mine" and ran["study"].seeds == (3,)
     assert (ran["runs"], ran["store"]) == (tmp_path, out / "store"), "cells lie in runs/<study>, the demo's own folder"
-    assert compared["compare"] == [out] and compared["out"] == out and compared["reference"] == "direct"
+    assert ran["study"].compare == {"reference": "direct", "out": "."}, "the report lies in the demo's folder"
+    again = Study.load(out / "study.yaml")
+    assert again.cohort is not None and again.cohort.is_file(), "hepastage grid can go on with it"
     assert {path.name for path in out.iterdir()} >= {"cohort", "splits.json", "study.yaml"}
     split = Splits.load(out / "splits.json", Cohort.load(out / "cohort" / "cohort.parquet"))
     assert len(split.folds) == 2 and all(fold.test == tiny.TESTED for fold in split.folds)
@@ -66,4 +61,3 @@ def test_a_failed_cell_is_bad_news(
 ) -> None:
     assert main(["demo", "--out", str(tmp_path / "failing")]) == 1
     assert "hepastage: direct, fold 0, seed 0: RuntimeError: x" in capsys.readouterr().err
-    assert len(calls) == 2, "nothing is compared"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import importlib.resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from datamodules.errors import InputError
 from experiments.study import Study, cells_of
+from experiments.study_schema import SCHEMA, form_faults
 
 GOOD: dict[str, Any] = {
     "study": "liver",
@@ -42,7 +45,8 @@ def test_a_study(tmp_path: Path) -> None:
     assert direct.settings == {"trainer.max_epochs": 3}
     assert (direct.masks, masked.masks) == ("none", "out_of_fold")
     assert (direct.role, outside.role) == ("classifier", "probe")
-    assert study.segmenter is not None and study.segmenter.role == "segmenter"
+    (segmenter,) = study.segmenters
+    assert (segmenter.name, segmenter.role, masked.segmenter) == ("segmenter", "segmenter", "segmenter")
 
 
 def test_cells(tmp_path: Path) -> None:
@@ -98,3 +102,104 @@ def test_a_key_of_the_wrong_form_is_named(tmp_path: Path, key: str, value: str) 
     path.write_text("\n".join(f"{name}: {text}" for name, text in parts.items()))
     with pytest.raises(InputError, match=f"{key}: "):
         Study.load(path)
+
+
+CROSSED: dict[str, Any] = {
+    **GOOD,
+    "base": {"config": "masked_attention_resnet", "set": {"trainer.max_epochs": 9, "trainer.devices": 1}},
+    "arms": {"attention": {}, "mean": {"set": {"trainer.max_epochs": 5}}},
+    "axes": {
+        "lr": {"key": "model.lr", "values": [0.001, 0.01]},
+        "masks": {"values": {"reference": {"masks": "reference"}, "predicted": {"masks": "out_of_fold"}}},
+    },
+    "compare": {"reference": "attention+lr-0.001+reference"},
+}
+
+
+def names(study: Study) -> list[str]:
+    return [arm.name for arm in study.arms]
+
+
+def test_arms_and_axes_are_crossed(tmp_path: Path) -> None:
+    study = load(tmp_path, **CROSSED)
+    expected = [f"{arm}+lr-{lr}+{masks}" for arm in ("attention", "mean") for lr in ("0.001", "0.01")
+                for masks in ("reference", "predicted")]  # fmt: skip
+    assert names(study) == expected
+    last = study.arms[-1]
+    assert last.configs == ("masked_attention_resnet",) and last.masks == "out_of_fold"
+    assert last.settings == {"trainer.max_epochs": 5, "trainer.devices": 1, "model.lr": 0.01}, "the arm over the base"
+    assert dict(last.axes) == {"arm": "mean", "lr": "0.01", "masks": "predicted"}
+
+
+def test_an_axis_varies_only_where_its_condition_holds(tmp_path: Path) -> None:
+    axes = {**CROSSED["axes"], "lr": {**CROSSED["axes"]["lr"], "when": {"arm": "mean", "masks": ["reference"]}}}
+    study = load(tmp_path, **{**CROSSED, "axes": axes, "compare": None})
+    assert names(study) == [
+        "attention+reference", "attention+predicted", "mean+lr-0.001+reference", "mean+predicted",
+        "mean+lr-0.01+reference",
+    ]  # fmt: skip
+
+
+def test_paired_rows_and_exclusions(tmp_path: Path) -> None:
+    rows = [{"arm": "attention", "lr": 0.001}, {"arm": "mean", "lr": 0.01}]
+    study = load(tmp_path, **{**CROSSED, "rows": rows, "compare": None})
+    assert names(study) == [
+        "attention+lr-0.001+reference", "attention+lr-0.001+predicted", "mean+lr-0.01+reference",
+        "mean+lr-0.01+predicted",
+    ]  # fmt: skip
+    exclude = [{"arm": "mean", "masks": "predicted"}, {"lr": [0.01]}]
+    study = load(tmp_path, **{**CROSSED, "exclude": exclude})
+    assert names(study) == ["attention+lr-0.001+reference", "attention+lr-0.001+predicted", "mean+lr-0.001+reference"]
+
+
+def test_several_segmenters_and_resources(tmp_path: Path) -> None:
+    study = load(
+        tmp_path, segmenter=None, segmenters={"small": {"config": "segmentation"}, "large": {"config": "segmentation"},
+                                              "idle": {"config": "segmentation"}},
+        arms={"a": {"config": "direct", "masks": "out_of_fold", "segmenter": "small", "resources": {"gpu": 0.5}},
+              "b": {"config": "direct", "masks": "out_of_fold", "segmenter": "large"}},
+        compare=None, resources={"hours": 2, "cores": 3},
+    )  # fmt: skip
+    assert [arm.name for arm in study.needed] == ["small", "large"], "nobody needs the third"
+    assert (study.arms[0].resources.gpus, study.arms[0].resources.hours, study.arms[1].resources.gpus) == (0.5, 2, None)
+    first, _ = cells_of(study, 2)
+    assert len(first) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"axes": {"lr": {"values": [1, 2]}}}, "axes.lr: values: 1 is no mapping and no overlay's name; add 'key'"),
+        ({"axes": {"lr": {"key": "a.b"}}}, "axes.lr.values: is missing"),
+        ({"axes": {"arm": {"key": "a.b", "values": [1]}}}, "axes.arm: is the name of the arms themselves"),
+        ({"axes": {"m": {"values": {"x": {"mask": "none"}}}}}, "axes.m.values.x.mask: unknown key; did you mean 'mask"),
+        ({"exclude": [{"lr": 5}]}, "exclude.0.lr: there is no value 5; values are 0.001, 0.01"),
+        ({"exclude": [{"width": 5}]}, "exclude.0.width: there is no such axis; axes are arm, lr, masks"),
+        ({"rows": [{"lr": 0.01, "arm": "mean"}, {"lr": 0.01}]}, "rows.1: names no value of arm"),
+        ({"retries": -1}, "retries: -1 is less than the minimum of 0"),
+        ({"resources": {"gpu": 2}}, "resources.gpu: 2 is greater than the maximum of 1"),
+        ({"study": "a/b"}, "study: 'a/b' cannot name a folder"),
+        ({"arms": {"masks": {}}}, "arms.masks+lr"),
+    ],
+)
+def test_faults_of_axes_name_their_key(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    value = {**CROSSED, **changes}
+    if "arms" in changes:
+        value["axes"] = None
+        expected = "arms.masks: is a folder's name"
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, **value)
+    assert any(expected in fault for fault in caught.value.faults), caught.value.faults
+
+
+def test_the_schema_is_one_and_says_what_the_validator_says() -> None:
+    """Editors get the very object that files are checked by; it is a valid schema, and shipped studies pass it."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    folder = Path(str(importlib.resources.files("experiments.studies")))
+    for path in sorted(folder.glob("*.yaml")):
+        jsonschema.validate(yaml.safe_load(path.read_text()), SCHEMA)
+        Study.load(path)
+    assert not list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(CROSSED))
+    for wrong in ({"armz": {}}, {"seeds": "1"}, {"arms": {"a": {"masks": "best"}}}, {"axes": {"a": {}}}):
+        assert not jsonschema.Draft202012Validator(SCHEMA).is_valid({"study": "s", **wrong})
+        assert form_faults({"study": "s", **wrong})
