@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.run_directory import RunDirectory
+from callbacks.throughput import PREFIX
 from datamodules.errors import InputError
 
 STATE = "hepastage_resume"
@@ -110,12 +111,11 @@ class LastCheckpoint(Callback):
 
     def _save(self, trainer: Trainer, ended: bool) -> None:
         run = RunDirectory(trainer.default_root_dir)
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         self._state = {
             "epoch": trainer.current_epoch,
             "metrics_bytes": run.metrics.stat().st_size if run.metrics.is_file() else 0,
             "ended": ended,
-            "reached": {key: value for key, value in metrics.items() if math.isfinite(value)},
+            "reached": reached(trainer),
         }
         temporary = run.checkpoints / ".writing-last.ckpt"
         try:
@@ -139,6 +139,12 @@ class LastCheckpoint(Callback):
                 _copy(best, folder / ".best-last.ckpt")
                 self._best_copied = (stat.st_mtime_ns, stat.st_size)
         _move(temporary, last)
+
+
+def reached(trainer: Trainer) -> dict[str, float]:
+    """The metrics that a training has reached: finite ones, without those of speed."""
+    values = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith(PREFIX)}
+    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:

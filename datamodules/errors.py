@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ class InputError(ValueError):
             raise TypeError("an InputError needs at least one fault to report")
         self.faults: tuple[str, ...] = tuple(" ".join(fault.split()) for fault in faults)
         super().__init__("\n".join(self.faults))
+
+
+class RunFailedError(RuntimeError):
+    """The request was right, the work ran, and its result is bad news that a user can act on.
+
+    The command line prints the message as one line and exits with 1; a grid counts the cell as failed.
+    """

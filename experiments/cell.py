@@ -23,7 +23,10 @@ PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
 MACHINE_KEYS = ("logger", "default_root_dir", "accelerator", "enable_progress_bar", "enable_model_summary")
 """Trainer arguments that say where and how visibly a cell runs, not what it is."""
 
-WATCHERS: dict[str, dict[str, Any]] = {"callbacks.last_checkpoint.LastCheckpoint": {"every_s": 10.0}}
+WATCHERS: dict[str, dict[str, Any]] = {
+    "callbacks.last_checkpoint.LastCheckpoint": {"every_s": 10.0},
+    "callbacks.throughput.Throughput": {},
+}
 """Callbacks that each run has, with their arguments; a cell's id does not depend on them."""
 
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # errors is light: it decides how every other failure is shown
-    from datamodules.errors import InputError
+    from datamodules.errors import InputError, RunFailedError
     from experiments.quiet import quieten
 
     quieten()
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in error.faults:
             sys.stderr.write(f"hepastage: {fault}\n")
         return 2
+    except RunFailedError as error:
+        sys.stderr.write(f"hepastage: {' '.join(str(error).split())}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("hepastage: stopped by the keyboard; finished work is kept\n")
         return 130

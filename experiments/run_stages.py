@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.last_checkpoint import ResumePoint, prepare, resume_point, tidy
+from callbacks.last_checkpoint import ResumePoint, prepare, reached, resume_point, tidy
 from callbacks.run_directory import RunDirectory
-from datamodules.errors import InputError
+from datamodules.errors import InputError, RunFailedError
 from experiments.checkpoints import differences, weights_of
 from experiments.wandb_media import log_results
 from experiments.wandb_runs import finish_wandb, go_on
@@ -85,7 +84,7 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
     cli.log_configuration()
     cli.record(point)
     go_on(cli.trainer.loggers, run, fresh=True)
-    epochs, reached = (0, {}) if point is None else (point.epoch, point.reached)
+    epochs, metrics = (0, {}) if point is None else (point.epoch, point.reached)
     if point is None or not point.ended:
         try:
             cli.trainer.fit(
@@ -102,11 +101,15 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
             if cli.trainer.interrupted:
                 raise KeyboardInterrupt from stop
             raise
-        epochs = cli.trainer.current_epoch
-        reached = {key: float(value) for key, value in cli.trainer.callback_metrics.items() if math.isfinite(value)}
+        except ValueError as error:
+            if "diverged" in str(error):
+                # the metrics refuse what is not finite
+                raise RunFailedError(f"{run.path}: {error}") from error
+            raise
+        epochs, metrics = cli.trainer.current_epoch, reached(cli.trainer)
     if cli.trainer.is_global_zero:
         tidy(run)
-    finish(cli, "fit", epochs=epochs, metrics=reached)
+    finish(cli, "fit", epochs=epochs, metrics=metrics)
 
 
 def begin(run: RunDirectory, point: ResumePoint | None, notes: Sequence[str]) -> None:
@@ -141,7 +144,10 @@ def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
     finish_wandb(cli.trainer.loggers, cli.directory)
     if cli.trainer.is_global_zero:
         cli.directory.mark_done(command, **facts)
-        say(f"{command} done: {_shown(cli.directory.path)}")
+        best = cli.trainer.checkpoint_callback if command == "fit" else None
+        score = getattr(best, "best_model_score", None)
+        text = "" if score is None else f"best {getattr(best, 'monitor', '')} {float(score):.3f}, in "
+        say(f"{command} done: {text}{_shown(cli.directory.path)}")
 
 
 def say(text: str) -> None:

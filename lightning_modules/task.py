@@ -49,6 +49,16 @@ class TaskModule(LightningModule):
         """Name the class, so that a checkpoint is never loaded into another one."""
         checkpoint["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
+    def on_train_epoch_end(self) -> None:
+        """Stop a training whose loss is no number any more.
+
+        Raises:
+            ValueError: It has diverged.
+        """
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise ValueError("the training loss is not finite: training has diverged; lower the learning rate")
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over all trainable parameters, and its schedule by step."""
         optimizer = self.optimizer_factory(parameter for parameter in self.parameters() if parameter.requires_grad)

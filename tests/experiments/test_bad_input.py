@@ -205,7 +205,7 @@ def test_a_table_that_is_no_table(copy: Tiny, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("more", "mentions"),
     [
-        (["--model.init_args.netwrok", "x"], ("model.init_args.netwrok: unknown key 'netwrok'; did you mean 'network'?",)),
+        (["--model.init_args.netwrok", "x"], ("--model.init_args.netwrok: ", "'netwrok'; did you mean 'network'?")),
         (["--model.init_args.network.init_args.backbne", "x"], ("unknown key 'backbne'",)),
         (["--data.init_args.preprocessing.spacng", "[1, 1, 1]"], ("unknown key 'spacng'",)),
         (["--trainer.max_epoch", "3"], ("unknown key 'trainer.max_epoch'",)),
@@ -237,7 +237,7 @@ def test_faulty_words(
     ("text", "mentions"),
     [
         ("trianer:\n  max_epochs: 3\n", ("unknown key 'trianer",)),
-        ("model:\n  init_args:\n    netwrok: 3\n", ("model.init_args.netwrok: unknown key 'netwrok'; did you mean 'network'?",)),
+        ("model:\n  init_args:\n    netwrok: 3\n", ("own.yaml: model.init_args.netwrok: unknown key 'netwrok'",)),
         ("data:\n  init_args:\n    augmentation:\n      init_args:\n        transfroms: []\n", ("'transfroms'",)),
         ("trainer: [\n", ("own.yaml", "cannot be read as YAML")),
         ("- a\n- b\n", ("own.yaml", "not a mapping")),
