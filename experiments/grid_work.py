@@ -119,6 +119,8 @@ def _cell(folder: GridFolder, cell: Planned, plan: Plan) -> None:
 def _masks(folder: GridFolder, plan: Plan, segmenter: str) -> None:
     """Out-of-fold masks by the planned segmenters alone, whatever other runs lie beside theirs."""
     from experiments.masks import make_masks
+    from experiments.wandb_runs import Sharing
+    from experiments.wandb_stages import log_masks
 
     cells = [cell for cell in plan["cells"] if cell["key"] in plan["masks"][segmenter]]
     links = folder.path / "segmenters" / segmenter
@@ -134,6 +136,8 @@ def _masks(folder: GridFolder, plan: Plan, segmenter: str) -> None:
     started = time.time()
     out = masks_folder(folder.study, segmenter)
     made = make_masks(links, out)
+    # a W&B run of its own where the segmenters log to W&B: the classifiers' lineage goes through it
+    log_masks(out, links, Sharing())
     scores = [record.dice for record in made.masks.values() if record.dice is not None]
     write_record(
         folder.record(f"masks.{segmenter}"),
