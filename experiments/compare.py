@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from experiments.compare_metrics import BINARY, LOWER_IS_BETTER, MULTICLASS, Resampled, metrics_of
+from experiments.compare_metrics import BINARY, LOWER_IS_BETTER, MULTICLASS, PROPORTIONS, Resampled, metrics_of
 from experiments.compare_records import Family, Unit, families, load, units
 from experiments.compare_results import ArmResult, Comparison, Difference, FamilyResult
 from experiments.statistics_bootstrap import interval_of, two_sided_p
-from experiments.statistics_calibration import calibration_line
-from experiments.statistics_paired import non_inferiority
+from experiments.statistics_calibration import BrierParts, brier_decomposition, usual_bins
+from experiments.statistics_calibration_line import calibration_line
+from experiments.statistics_paired import non_inferiority, square_and_add_interval
 from experiments.statistics_proportions import Interval, McNemar, holm, mcnemar_test
 from experiments.statistics_roc import delong_test, smallest_detectable_auc_difference
 
+Floats = NDArray[np.float64]
 REFERENCE = "direct"
 """The arm that others are compared with where none is named and one has this name."""
 
@@ -77,6 +81,7 @@ def compare(
         else:
             results.append(_classification(family, chosen, metric, resamples, level, seed, notes))
     from experiments.compare_holding import add_holding
+    from experiments.compare_masks import add_mask_points
     from experiments.compare_provenance import run_provenance
     from experiments.compare_strata import add_strata
     from experiments.compare_words import add_sentences
@@ -86,6 +91,7 @@ def compare(
             _judge_margin(result, margin)
         add_holding(result, validation, level)
         add_strata(result, min(resamples, 2000), level, seed)
+        add_mask_points(result, min(resamples, 2000), level, seed)
         add_sentences(result, level)
     studies = sorted({str(value) for value in frame["study"].dropna()}) if "study" in frame else []
     title = ", ".join(studies) or ", ".join(path.stem for path in paths)
@@ -168,7 +174,9 @@ def _arm(
     )
     target = inside[0].target
     if family.kind == "binary" and 0 < target.sum() < len(target):
-        result.calibration = calibration_line(target, np.mean([unit.scores for unit in inside], axis=0))
+        result.calibration = calibration_line(target, np.mean([unit.scores for unit in inside], axis=0), level)
+        parts = [brier_decomposition(target, unit.scores, usual_bins(len(target))) for unit in inside]
+        result.brier_parts = BrierParts(*np.mean([dataclasses.astuple(part) for part in parts], axis=0).tolist())
     if role == "probe":
         area = result.metrics.get("auc") or result.metrics.get("auc_ovr")
         result.light = "red" if area is not None and area.low > 0.5 else "green"
@@ -185,19 +193,33 @@ def _differences(found: FamilyResult, engine: Resampled, rivals: Sequence[str], 
         value, resampled, _ = engine.value(metric, arm)
         if not math.isfinite(value - base):
             continue
+        gap = resampled - base_resampled
         # percentile: for differences of small sets it covers better than BCa, see bootstrap_interval
-        interval = interval_of(value - base, resampled - base_resampled, None, level)
-        p_value, test, correlation = two_sided_p(resampled - base_resampled), "bootstrap", math.nan
+        interval = interval_of(value - base, gap, None, level)
+        p_value, test, correlation = two_sided_p(gap), "bootstrap", math.nan
         pair = [[unit for unit in found.units if unit.arm == name] for name in (arm, reference)]
         if metric == "auc" and len(pair[0]) == len(pair[1]) == 1 and min(found.counts) >= 2:
             tested = delong_test(engine.target, pair[0][0].scores, pair[1][0].scores, level)
             p_value, test, correlation = tested.p_value, "DeLong", tested.correlation
-        elif np.ptp(resampled - base_resampled) == 0 and value == base:
+        elif np.ptp(gap) == 0 and value == base:
             p_value = 1.0
+        if len(pair[0]) == len(pair[1]) == 1 and metric in {"auc", *PROPORTIONS}:
+            # an AUC or share near 1 has a skewed interval, which the percentile interval of a difference misses
+            r = correlation if metric == "auc" else _correlation(resampled, base_resampled)
+            ends = [engine.interval(metric, name, level) for name in (arm, reference)]
+            # two arms that rank alike differ by nothing; at an AUC of 0 or 1 that is not known
+            alike = value == base and np.ptp(gap) == 0 and 0 < value < 1
+            if ends[0] is not None and ends[1] is not None and not alike:
+                interval = square_and_add_interval(ends[0], ends[1], r)
         rows.append(Difference(arm, reference, metric, interval, p_value, math.nan, test, _mcnemar(*pair), correlation))
     for row, adjusted in zip(rows, holm([row.p_value for row in rows]), strict=True):
         row.p_holm = float(adjusted)
     return rows
+
+
+def _correlation(first: Floats, second: Floats) -> float:
+    """Of two estimates over the resamples; NaN where one does not vary."""
+    return math.nan if min(np.ptp(first), np.ptp(second)) == 0 else float(np.corrcoef(first, second)[0, 1])
 
 
 def _judge_margin(found: FamilyResult, margin: float) -> None:

@@ -20,12 +20,21 @@ from experiments.statistics_bootstrap import (
     patient_weights,
     seed_weights,
 )
+from experiments.statistics_operating import (
+    sensitivity_at_specificity_statistic,
+    specificity_at_sensitivity_statistic,
+)
 from experiments.statistics_ordinal import kappa_statistic, macro_f1_statistic, mean_auc_statistic
 from experiments.statistics_proportions import Interval, wilson_interval
-from experiments.statistics_roc import newcombe_interval
+from experiments.statistics_roc import auc_interval, newcombe_interval
 
 Floats = NDArray[np.float64]
-BINARY = ("auc", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "brier")
+FIXED = 0.90
+"""Specificity at which sensitivity is stated, and the reverse."""
+AT_SPECIFICITY, AT_SENSITIVITY = "sensitivity_at_90_specificity", "specificity_at_90_sensitivity"
+BINARY = (
+    "auc", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "brier", AT_SPECIFICITY, AT_SENSITIVITY,
+)  # fmt: skip
 MULTICLASS = ("kappa", "accuracy", "macro_f1", "auc_ovr", "mae_stages")
 LOWER_IS_BETTER = frozenset({"brier", "mae_stages"})
 NAMES = {
@@ -35,6 +44,8 @@ NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "brier": "Brier score",
+    AT_SPECIFICITY: f"Sensitivity at {FIXED * 100:.0f} % specificity",
+    AT_SENSITIVITY: f"Specificity at {FIXED * 100:.0f} % sensitivity",
     "kappa": "Quadratic kappa",
     "macro_f1": "Macro F1",
     "auc_ovr": "Mean one-vs-rest AUC",
@@ -43,12 +54,13 @@ NAMES = {
     "iou": "IoU",
     "hd95_mm": "HD95 (mm)",
     "assd_mm": "ASSD (mm)",
+    "nsd": "Surface Dice",
     "volume_error_ml": "Absolute volume error (ml)",
 }
 _AREAS_AT_ONCE = 16  # 1,000 resamples × 16 units × 250 negatives are 16 MB
-NEEDS_CLASSES = frozenset({"auc", "balanced_accuracy", "kappa", "macro_f1", "auc_ovr"})
+NEEDS_CLASSES = frozenset({"auc", "balanced_accuracy", "kappa", "macro_f1", "auc_ovr", AT_SPECIFICITY, AT_SENSITIVITY})
 """Metrics that say nothing where all patients are of one class."""
-_PROPORTIONS = frozenset({"sensitivity", "specificity", "accuracy"})
+PROPORTIONS = frozenset({"sensitivity", "specificity", "accuracy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,7 @@ class Area:
 
     positive: NDArray[np.bool_]
     kernel: NDArray[np.floating[Any]]
+    scores: Floats
 
 
 Metric = Ratio | Area | Statistic
@@ -91,7 +104,9 @@ def metrics_of(unit: Unit) -> dict[str, Metric]:
     both = 0 < positive.sum() < len(target)
     found = {"brier": Ratio((unit.scores - positive) ** 2, ones)}
     if both:
-        found["auc"] = Area(target == 1, pair_kernel(target, unit.scores))
+        found["auc"] = Area(target == 1, pair_kernel(target, unit.scores), unit.scores)
+        found[AT_SPECIFICITY] = sensitivity_at_specificity_statistic(target, unit.scores, FIXED)
+        found[AT_SENSITIVITY] = specificity_at_sensitivity_statistic(target, unit.scores, FIXED)
     if unit.has_threshold:
         right = (unit.predicted == target).astype(float)
         found["accuracy"] = Ratio(right, ones)
@@ -122,6 +137,7 @@ class Resampled:
         seed: int,
     ) -> None:
         self.arms = list(arms)
+        self.metrics = list(metrics)
         self.resamples = resamples
         self.seed = seed
         self.target = target
@@ -164,13 +180,16 @@ class Resampled:
         return self._rescued(metric, interval_of(estimate, resampled, left_out, level, self.target), level)
 
     def seed_interval(self, metric: str, column: int, level: float) -> Interval | None:
-        """Interval of one unit: Wilson for a proportion, bootstrap otherwise."""
+        """Interval of one unit: Wilson for a proportion, DeLong on the logit scale for an AUC, else bootstrap."""
         if metric not in self.values or not math.isfinite(self.estimates[metric][0, column]):
             return None
         estimate = float(self.estimates[metric][0, column])
-        if metric in _PROPORTIONS:
+        if metric in PROPORTIONS:
             total = self._total(metric)
             return wilson_interval(round(estimate * total), total, level)
+        metric_here = self.metrics[column].get(metric)
+        if isinstance(metric_here, Area):
+            return auc_interval(metric_here.positive.astype(int), metric_here.scores, level)
         found = interval_of(
             estimate, self.values[metric][:, column], self.left_out[metric][:, column], level, self.target
         )
@@ -178,7 +197,9 @@ class Resampled:
 
     def _total(self, metric: str) -> int:
         positives = int((self.target == 1).sum())
-        return {"sensitivity": positives, "specificity": len(self.target) - positives}.get(metric, len(self.target))
+        if metric in ("sensitivity", AT_SPECIFICITY):
+            return positives
+        return len(self.target) - positives if metric in ("specificity", AT_SENSITIVITY) else len(self.target)
 
     def _rescued(self, metric: str, found: Interval, level: float) -> Interval | None:
         """Where every resample gives the same value the bootstrap has nothing to say; a closed form still does."""
@@ -189,10 +210,10 @@ class Resampled:
         if metric == "auc":
             positives = int((self.target == 1).sum())
             return newcombe_interval(found.estimate, positives, len(self.target) - positives, level)
-        if metric in _PROPORTIONS:
+        if metric in {*PROPORTIONS, AT_SPECIFICITY, AT_SENSITIVITY}:
             total = self._total(metric)
             return wilson_interval(round(found.estimate * total), total, level)
-        return found
+        return Interval(found.estimate, math.nan, math.nan, level, "no interval: all resamples agree")
 
 
 def _evaluate(metrics: Sequence[Mapping[str, Metric]], weights: Weights) -> dict[str, Floats]:

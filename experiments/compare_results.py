@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.compare_records import Family, Unit
-from experiments.statistics_calibration import Calibration
+from experiments.statistics_calibration import BrierParts
+from experiments.statistics_calibration_line import Calibration
 from experiments.statistics_paired import NonInferiority, PairedRanks
 from experiments.statistics_proportions import Interval, McNemar
 
@@ -26,6 +27,7 @@ class ArmResult:
         per_seed: The same for each seed, in the order of ``seeds``.
         medians: Median over patients with interval (segmentation only).
         calibration: Of the mean probability over seeds (two classes only).
+        brier_parts: The Brier score's parts, each the mean over seeds (two classes only).
         light: For a probe: ``red`` where the interval of its AUC lies above 0.5, else ``green``; empty otherwise.
         note: What the reader must know of this row alone.
     """
@@ -38,6 +40,7 @@ class ArmResult:
     per_seed: list[dict[str, Interval | None]]
     medians: dict[str, Interval | None] = field(default_factory=dict)
     calibration: Calibration | None = None
+    brier_parts: BrierParts | None = None
     light: str = ""
     note: str = ""
 
@@ -71,6 +74,48 @@ class Difference:
     correlation: float = math.nan
     ranks: PairedRanks | None = None
     non_inferiority: NonInferiority | None = None
+
+
+@dataclass
+class RankRow:
+    """One measurement of one segmenter against the reference, by Wilcoxon's signed-rank test.
+
+    Attributes:
+        arm: The segmenter.
+        metric: ``dice``, ``hd95_mm`` and so on.
+        ranks: Of arm minus reference, patient by patient (means over seeds).
+        better: Whether the median difference is a gain; None where it is zero.
+        p_holm: Adjusted over all rows of the family.
+    """
+
+    arm: str
+    metric: str
+    ranks: PairedRanks
+    better: bool | None
+    p_holm: float
+
+
+@dataclass
+class MaskPoint:
+    """An arm's primary metric beside the Dice of the masks of the same patients.
+
+    Attributes:
+        arm: The arm.
+        mask_source: Where its masks come from; ``none`` for an arm that sees no mask.
+        masked: Whether the arm sees masks; if not, the Dice is that of other arms' masks of the same scans.
+        part: 0 for all patients; 1, 2, 3 for thirds by Dice, worst masks first.
+        patients: Number of patients with a known Dice.
+        dice: Their mean Dice.
+        interval: The metric with its interval, or None where it is not estimable.
+    """
+
+    arm: str
+    mask_source: str
+    masked: bool
+    part: int
+    patients: int
+    dice: float
+    interval: Interval | None
 
 
 @dataclass
@@ -128,6 +173,8 @@ class FamilyResult:
         detectable: Smallest AUC difference that this set finds with 80 % power; NaN where not asked, infinite where
             none.
         worst: For segmentation: worst scans by Dice: (arm, seed, patient, scan, Dice).
+        ranks: For segmentation: every measurement of every arm against the reference.
+        mask_points: The primary metric against the Dice of the masks, where it was recorded.
         sentences: The summary in plain words.
     """
 
@@ -142,6 +189,8 @@ class FamilyResult:
     holding: list[Holding] = field(default_factory=list)
     detectable: float = math.nan
     worst: list[dict[str, Any]] = field(default_factory=list)
+    ranks: list[RankRow] = field(default_factory=list)
+    mask_points: list[MaskPoint] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
 
     @property
@@ -205,6 +254,8 @@ def _family_json(found: FamilyResult) -> dict[str, Any]:
         "strata": [plain(item) for item in found.strata],
         "validation_to_test": [plain(item) for item in found.holding],
         "worst": [plain(item) for item in found.worst],
+        "by_mask_dice": [plain(item) for item in found.mask_points],
+        "signed_ranks": [plain(item) for item in found.ranks],
     }
 
 

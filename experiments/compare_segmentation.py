@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from experiments.compare_metrics import Ratio, Resampled
 from experiments.compare_records import Family, pooling
-from experiments.compare_results import ArmResult, Difference, FamilyResult
+from experiments.compare_results import ArmResult, Difference, FamilyResult, RankRow
 from experiments.statistics_bootstrap import interval_of, patient_weights, two_sided_p
 from experiments.statistics_paired import wilcoxon_test
 from experiments.statistics_proportions import Interval, holm
 
 Floats = NDArray[np.float64]
-SEGMENTATION = ("dice", "iou", "hd95_mm", "assd_mm", "volume_error_ml")
+SEGMENTATION = ("dice", "iou", "hd95_mm", "assd_mm", "nsd", "volume_error_ml")
+_HIGHER_IS_BETTER = frozenset({"dice", "iou", "nsd"})
 _WORST = 12
 
 
@@ -87,6 +88,7 @@ def segmentation_result(family: Family, reference: str, resamples: int, level: f
             )
         )
     found.differences = _differences(found, members, engine, level)
+    found.ranks = _ranks(found, members)
     found.worst = _worst(family.frame)
     return found
 
@@ -129,6 +131,27 @@ def _differences(
             p_value, test = ranks.p_value, "Wilcoxon"
         rows.append(Difference(arm, found.reference, "dice", interval, p_value, math.nan, test, ranks=ranks))
     for row, adjusted in zip(rows, holm([row.p_value for row in rows]), strict=True):
+        row.p_holm = float(adjusted)
+    return rows
+
+
+def _ranks(found: FamilyResult, members: list[SegmentationUnit]) -> list[RankRow]:
+    """Wilcoxon's test of every measurement of every arm against the reference, adjusted over all of them by Holm."""
+
+    def means(arm: str, name: str) -> Floats | None:
+        inside = [unit.per_patient[name] for unit in members if unit.arm == arm and name in unit.per_patient]
+        return np.stack(inside).mean(axis=0) if inside else None
+
+    rows = []
+    for arm in [item.arm for item in found.arms if item.role == "arm"]:
+        for name in SEGMENTATION:
+            ours, base = means(arm, name), means(found.reference, name)
+            if ours is None or base is None or not (np.isfinite(ours) & np.isfinite(base)).any():
+                continue
+            ranks = wilcoxon_test(ours, base)
+            gain = ranks.median_difference if name in _HIGHER_IS_BETTER else -ranks.median_difference
+            rows.append(RankRow(arm, name, ranks, None if gain == 0 else gain > 0, math.nan))
+    for row, adjusted in zip(rows, holm([row.ranks.p_value for row in rows]), strict=True):
         row.p_holm = float(adjusted)
     return rows
 

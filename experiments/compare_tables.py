@@ -7,12 +7,15 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from experiments.compare_metrics import NAMES
-from experiments.compare_results import ArmResult, Comparison, Difference, FamilyResult
-from experiments.compare_words import digits_of, number, with_interval
+from experiments.compare_details import details, difference_of, extra_values
+from experiments.compare_metrics import AT_SENSITIVITY, AT_SPECIFICITY, NAMES
+from experiments.compare_results import ArmResult, Comparison, FamilyResult
+from experiments.compare_words import digits_of, number, p_cell, with_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_ELSEWHERE = frozenset({"balanced_accuracy", AT_SPECIFICITY, AT_SENSITIVITY})
 
 
 def header(found: FamilyResult) -> list[str]:
@@ -31,13 +34,8 @@ def metric_names(found: FamilyResult) -> list[str]:
 
 
 def shown_metrics(found: FamilyResult) -> list[str]:
-    """The metrics of the table for people: balanced accuracy is left to the CSV unless it is the primary metric."""
-    return [name for name in metric_names(found) if name != "balanced_accuracy" or name == found.metric]
-
-
-def difference_of(found: FamilyResult, arm: ArmResult) -> Difference | None:
-    """The arm's difference from the reference, if it has one."""
-    return next((item for item in found.differences if item.arm == arm.arm), None)
+    """The metrics of the main table for people; the others stand beside it or in the CSV."""
+    return [name for name in metric_names(found) if name not in _ELSEWHERE or name == found.metric]
 
 
 def row(found: FamilyResult, arm: ArmResult) -> list[str]:
@@ -59,49 +57,60 @@ def row(found: FamilyResult, arm: ArmResult) -> list[str]:
     return [arm.arm, str(len(arm.seeds)), *cells, *last]
 
 
-def p_cell(p: float) -> str:
-    """A p-value without its letter."""
-    return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def as_markdown(comparison: Comparison) -> str:
     """All families as Markdown, summary sentences above each table."""
     parts = [f"# {comparison.title}\n"]
     for found in comparison.families:
-        names = header(found)
-        lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(found, arm)) + " |" for arm in found.arms]
         parts.append("\n".join(f"- {sentence}" for sentence in found.sentences) + "\n")
-        parts.append("\n".join(lines) + "\n")
+        parts.append(_markdown(header(found), [row(found, arm) for arm in found.arms]))
+        for table in details(found):
+            parts.append(f"## {table.heading}\n")
+            parts.append(_markdown(table.header, table.rows))
+            parts += [f"{table.note}\n"] if table.note else []
     if comparison.notes:
         parts.append("\n".join(f"- {note}" for note in comparison.notes) + "\n")
     return "\n".join(parts)
+
+
+def _markdown(names: list[str], rows: list[list[str]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def as_latex(comparison: Comparison) -> str:
     r"""All families as booktabs tables, ready for ``\input``; needs ``\usepackage{booktabs}``."""
     parts = []
     for found in comparison.families:
-        names = [_tex(name) for name in header(found)]
-        body = [" & ".join(_tex(cell) for cell in row(found, arm)) + r" \\" for arm in found.arms]
-        parts.append(
-            "\n".join(
-                [
-                    r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}",
-                    r"\toprule",
-                    " & ".join(names) + r" \\",
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
+        parts.append(_tabular(header(found), [row(found, arm) for arm in found.arms]))
+        parts += [f"% {table.heading}\n{_tabular(table.header, table.rows)}" for table in details(found)]
     return "% needs \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n"
 
 
+def _tabular(names: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}",
+            r"\toprule",
+            " & ".join(_tex(name) for name in names) + r" \\",
+            r"\midrule",
+            *(" & ".join(_tex(cell) for cell in cells) + r" \\" for cells in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
 def _tex(text: str) -> str:
-    signs = {"\\": r"\textbackslash{}", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$", "∞": r"$\infty$", "≥": r"$\geq$"}
+    signs = {
+        "\\": r"\textbackslash{}",
+        "−": "$-$",
+        "–": "--",
+        "<": "$<$",
+        ">": "$>$",
+        "∞": r"$\infty$",
+        "≥": r"$\geq$",
+        "…": r"\ldots{}",
+    }
     signs |= {sign: "\\" + sign for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(signs.get(sign, sign) for sign in text)
 
@@ -134,6 +143,10 @@ def as_csv(comparison: Comparison) -> str:
                     base = _full(found.majority) if name == "accuracy" else ""
                     first = [found.family.kind, arm.arm, arm.role, seed, len(found.family.patients), name]
                     writer.writerow([*first, *ends, base, *last, test])
+            for name, value in extra_values(arm):
+                first = [found.family.kind, arm.arm, arm.role, "mean", len(found.family.patients), name]
+                ends = [_full(value.estimate), _full(value.low), _full(value.high), _full(value.level), value.method]
+                writer.writerow([*first, *ends, *[""] * 8])
     return stream.getvalue()
 
 

@@ -45,9 +45,14 @@ def p_words(p: float) -> str:
     return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
+def p_cell(p: float) -> str:
+    """A p-value without its letter."""
+    return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def digits_of(metric: str) -> int:
     """Decimals to show: distances and volumes need one, the rest two."""
-    return 1 if metric.endswith(("_mm", "_ml")) else 3 if metric in ("dice", "iou", "brier") else 2
+    return 1 if metric.endswith(("_mm", "_ml")) else 3 if metric in ("dice", "iou", "nsd", "brier") else 2
 
 
 def add_sentences(found: FamilyResult, level: float) -> None:
@@ -110,7 +115,7 @@ def _margin(item: Difference) -> str:
     if judged is None:
         return ""
     verdict = "is shown" if judged.shown else "is not shown"
-    return f" That it is worse by less than {judged.margin:g} {verdict}."
+    return f" Non-inferiority: that it is worse by less than {judged.margin:g} {verdict}."
 
 
 def _can_show(found: FamilyResult, level: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,27 @@ from numpy.typing import NDArray
 from experiments.compare_metrics import NAMES
 from experiments.compare_records import Unit
 from experiments.compare_results import FamilyResult
+from experiments.figures_masks import dice_figure, mask_quality_figure, volumes_figure
+from experiments.figures_style import (
+    CARD,
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    drawn_arms,
+    legend,
+    name_row,
+    new_axes,
+    style,
+)
 from experiments.statistics_bootstrap import patient_weights
-from experiments.statistics_calibration import net_benefit, reliability_curve
+from experiments.statistics_calibration import net_benefit, reliability_curve, usual_bins
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
-INK, MUTED, GRID, CARD = "#1b2430", "#5b6776", "#d9dee5", "#fefefe"
-SERIES = ("#0b6bcb", "#c4420b", "#12805c", "#8a3ffc", "#a8780a", "#c2185b")
-"""Distinct for the colour-blind in this order, and on paper; the page swaps them for lighter ones in the dark."""
-SHOWN = len(SERIES)
 _CURVE_RESAMPLES = 400
-_WIDTH = 4.4  # inches: about a phone's width, so that letters keep their size there
 
 _Row = tuple[str, float, float, float, Sequence[float], str]
 Draw = Callable[[FamilyResult], "Figure | None"]
@@ -41,7 +47,7 @@ def figures_of(found: FamilyResult) -> Iterator[tuple[str, str, str, Figure]]:
         File name stem, heading, a sentence on how to read it, and the figure (close it after use).
     """
     for name, heading, sentence, draw in _FIGURES:
-        with _style():
+        with style():
             figure = draw(found)
         if figure is not None:
             yield f"{found.family.kind}_{name}", heading, sentence, figure
@@ -59,7 +65,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 
     stream = io.StringIO()
     # the salt keeps clip paths of different figures on one page apart, and the same file byte for byte
-    with _style({"svg.hashsalt": name}):
+    with style({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = stream.getvalue()
@@ -92,39 +98,11 @@ def write_figures(found: FamilyResult, folder: Path) -> list[Path]:
         for suffix in ("svg", "pdf"):
             path = folder / f"{name}.{suffix}"
             metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {"CreationDate": None}
-            with _style({"svg.hashsalt": name, "pdf.fonttype": 42}), atomic_path(path) as temporary:
+            with style({"svg.hashsalt": name, "pdf.fonttype": 42}), atomic_path(path) as temporary:
                 figure.savefig(temporary, format=suffix, metadata=metadata)
             written.append(path)
         plt.close(figure)
     return written
-
-
-@contextmanager
-def _style(extra: dict[Any, Any] | None = None) -> Iterator[None]:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    style: dict[Any, Any] = {
-        "font.size": 9.5, "font.family": "sans-serif", "svg.fonttype": "none", "text.color": INK,
-        "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.linewidth": 0.8, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
-        "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-        "legend.frameon": False, "lines.linewidth": 1.8, "figure.constrained_layout.use": True,
-    }  # fmt: skip
-    with mpl.rc_context({**style, **(extra or {})}):
-        yield
-
-
-def _new(height: float) -> tuple[Figure, Axes]:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(_WIDTH, height))
-    return figure, axes
-
-
-def drawn_arms(found: FamilyResult) -> list[str]:
-    """The arms that curves show: reference first, probes left out, at most six."""
-    return [arm.arm for arm in found.arms if arm.role != "probe"][:SHOWN]
 
 
 def _units(found: FamilyResult, arm: str) -> list[Unit]:
@@ -133,16 +111,6 @@ def _units(found: FamilyResult, arm: str) -> list[Unit]:
 
 def _estimable(found: FamilyResult) -> bool:
     return found.family.kind == "binary" and min(found.counts) > 0
-
-
-def _name(axes: Axes, height: float, name: str) -> None:
-    """An arm's name above its row; the patch keeps grid lines from running through it."""
-    patch = {"facecolor": CARD, "edgecolor": "none", "pad": 1.2}
-    axes.text(0, height, name, transform=axes.get_yaxis_transform(), fontsize=9, va="bottom", bbox=patch)
-
-
-def _legend(axes: Axes, count: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=1 if count < 3 else 2, fontsize=8.5, borderpad=0.1)
 
 
 def roc_values(target: NDArray[np.int64], scores: Floats, weights: Floats, grid: Floats) -> Floats:
@@ -163,7 +131,7 @@ def roc_values(target: NDArray[np.int64], scores: Floats, weights: Floats, grid:
 def _roc(found: FamilyResult) -> Figure | None:
     if not _estimable(found):
         return None
-    figure, axes = _new(4.5)
+    figure, axes = new_axes(4.5)
     grid = np.linspace(0, 1, 101)
     arms = drawn_arms(found)
     for place, arm in enumerate(arms):
@@ -181,24 +149,25 @@ def _roc(found: FamilyResult) -> Figure | None:
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="1 − specificity", ylabel="Sensitivity")
     axes.set_box_aspect(1)
-    _legend(axes, len(arms))
+    legend(axes, len(arms))
     return figure
 
 
 def _forest(rows: Sequence[_Row], label: str, at: float | None) -> Figure:
     """Intervals below one another: (name, estimate, low, high, points of seeds, colour)."""
-    figure, axes = _new(0.85 + 0.62 * len(rows))
+    figure, axes = new_axes(0.85 + 0.62 * len(rows))
     for place, (name, estimate, low, high, points, colour) in enumerate(rows):
         axes.plot([low, high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
         axes.plot(points, np.full(len(points), place + 0.2), "o", color=colour, alpha=0.45, markersize=3.5, mew=0)
         axes.plot(estimate, place, "s", color=colour, markersize=7)
-        _name(axes, place - 0.26, name)
+        name_row(axes, place - 0.26, name)
     if at is not None:
         axes.axvline(at, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.set(ylim=(len(rows) - 0.5, -0.72), xlabel=label, yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.06)
+    axes.locator_params(axis="x", nbins=6)
     return figure
 
 
@@ -230,12 +199,12 @@ def _differences(found: FamilyResult) -> Figure | None:
 def _calibration(found: FamilyResult) -> Figure | None:
     if not _estimable(found):
         return None
-    figure, axes = _new(4.5)
+    figure, axes = new_axes(4.5)
     arms = drawn_arms(found)
     for place, arm in enumerate(arms):
         members = _units(found, arm)
         mean = np.mean([unit.scores for unit in members], axis=0)
-        bins = max(2, min(8, len(mean) // 12))
+        bins = usual_bins(len(mean))
         said, seen = [], []
         for risk, share, _ in reliability_curve(members[0].target, mean, bins):
             said.append(risk)
@@ -245,14 +214,14 @@ def _calibration(found: FamilyResult) -> Figure | None:
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="Predicted risk", ylabel="Observed share")
     axes.set_box_aspect(1)
-    _legend(axes, len(arms))
+    legend(axes, len(arms))
     return figure
 
 
 def _decision(found: FamilyResult) -> Figure | None:
     if not _estimable(found):
         return None
-    figure, axes = _new(3.6)
+    figure, axes = new_axes(3.6)
     limits = np.linspace(0.01, 0.9, 90)
     target = _units(found, found.reference)[0].target
     everyone = net_benefit(target, np.ones(len(target)), limits)
@@ -264,7 +233,7 @@ def _decision(found: FamilyResult) -> Figure | None:
         curves = [net_benefit(unit.target, unit.scores, limits) for unit in _units(found, arm)]
         axes.plot(limits, np.mean(curves, axis=0), color=SERIES[place], label=arm)
     axes.set(xlim=(0, 0.9), ylim=(-0.25 * top, 1.08 * top), xlabel="Risk at which one would act", ylabel="Net benefit")
-    _legend(axes, len(arms))
+    legend(axes, len(arms))
     return figure
 
 
@@ -272,7 +241,7 @@ def _patients(found: FamilyResult) -> Figure | None:
     if found.family.kind != "binary":
         return None
     arms = drawn_arms(found)
-    figure, axes = _new(0.9 + 0.85 * len(arms))
+    figure, axes = new_axes(0.9 + 0.85 * len(arms))
     generator = np.random.default_rng(0)
     for place, arm in enumerate(arms):
         members = _units(found, arm)
@@ -285,64 +254,11 @@ def _patients(found: FamilyResult) -> Figure | None:
         if members[0].has_threshold:
             limits = np.unique(np.concatenate([unit.threshold for unit in members]))
             axes.plot(limits, np.full(len(limits), place), "|", color=INK, markersize=26, mew=1.1, alpha=0.7)
-        _name(axes, place - 0.33, arm)
+        name_row(axes, place - 0.33, arm)
     axes.set(ylim=(len(arms) - 0.55, -0.75), xlim=(-0.02, 1.02), xlabel="Mean probability over seeds", yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
-    _legend(axes, 3)
-    return figure
-
-
-def _dice(found: FamilyResult) -> Figure | None:
-    if found.family.kind != "segmentation":
-        return None
-    arms = drawn_arms(found)
-    figure, axes = _new(0.9 + 0.8 * len(arms))
-    generator = np.random.default_rng(0)
-    frame = found.family.frame
-    for place, arm in enumerate(arms):
-        values = frame.loc[frame["arm"] == arm].groupby("patient_id")["dice"].mean().to_numpy()
-        axes.plot(
-            values,
-            place + generator.uniform(-0.14, 0.2, len(values)),
-            "o",
-            color=SERIES[place],
-            alpha=0.55,
-            mew=0,
-            markersize=4.5,
-        )
-        axes.plot(np.median(values), place + 0.03, "|", color=INK, markersize=24, mew=2)
-        _name(axes, place - 0.3, arm)
-    axes.set(ylim=(len(arms) - 0.55, -0.75), xlabel="Dice of each patient; bar at the median", yticks=[])
-    axes.spines["left"].set_visible(False)
-    axes.grid(visible=False, axis="y")
-    return figure
-
-
-def _volumes(found: FamilyResult) -> Figure | None:
-    frame = found.family.frame
-    if found.family.kind != "segmentation" or not {"volume_ml", "reference_volume_ml"} <= set(frame):
-        return None
-    figure, axes = _new(4.2)
-    arms = drawn_arms(found)
-    for place, arm in enumerate(arms):
-        rows = frame[frame["arm"] == arm]
-        axes.plot(
-            rows["reference_volume_ml"],
-            rows["volume_ml"],
-            "o",
-            color=SERIES[place],
-            alpha=0.6,
-            markersize=4.5,
-            mew=0,
-            label=arm,
-        )
-    both = frame[["reference_volume_ml", "volume_ml"]].to_numpy(dtype=float)
-    ends = [float(np.nanmin(both)), float(np.nanmax(both))]
-    axes.plot(ends, ends, color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
-    axes.set(xlabel="Reference volume (ml)", ylabel="Predicted volume (ml)")
-    axes.set_box_aspect(1)
-    _legend(axes, len(arms))
+    legend(axes, 3)
     return figure
 
 
@@ -373,6 +289,13 @@ _FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
         "Higher is better; dashed: calling everyone positive, zero: calling nobody.",
         _decision,
     ),
-    ("dice", "Dice of every patient", "One dot per patient; the stroke is the median.", _dice),
-    ("volumes", "Liver volume", "On the dashed line, predicted and reference volume agree.", _volumes),
+    (
+        "masks",
+        "Against the Dice of the masks",
+        "Squares: all patients, with intervals; dots: thirds of the patients by Dice. An arm that rises with the Dice "
+        "while the arm without masks does not is limited by its masks.",
+        mask_quality_figure,
+    ),
+    ("dice", "Dice of every patient", "One dot per patient; the stroke is the median.", dice_figure),
+    ("volumes", "Liver volume", "On the dashed line, predicted and reference volume agree.", volumes_figure),
 )

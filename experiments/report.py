@@ -9,21 +9,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from datamodules.files import write_json, write_text
+from experiments.compare_details import details
 from experiments.compare_metrics import NAMES
 from experiments.compare_results import Comparison, FamilyResult
-from experiments.compare_tables import as_csv, as_latex, as_markdown, difference_of, header, metric_names, row
-from experiments.compare_words import digits_of, number, p_words, with_interval
-from experiments.figures import SHOWN, figures_of, inline_svg
-from experiments.report_parts import (
-    checklist,
-    confusions,
-    disagreements,
-    methods,
-    overlays,
-    patient_pictures,
-    provenance_rows,
-    strata_tables,
-)
+from experiments.compare_tables import as_csv, as_latex, as_markdown, header, metric_names, row
+from experiments.compare_words import digits_of, number, with_interval
+from experiments.figures import figures_of, inline_svg
+from experiments.figures_style import SHOWN
+from experiments.report_checklist import checklist
+from experiments.report_parts import confusions, disagreements, methods, provenance_rows, strata_tables
+from experiments.report_pictures import montage, patient_pictures
 
 
 def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
@@ -99,7 +94,7 @@ def _section(found: FamilyResult, place: int, pictures: dict[str, Path]) -> dict
         "header": header(found),
         "rows": [{"arm": arm, "cells": row(found, arm)} for arm in found.arms],
         "seeds": _seed_table(found),
-        "extra": _extra_table(found),
+        "details": details(found),
         "holding": _holding_table(found),
         "figures": [
             {
@@ -113,7 +108,7 @@ def _section(found: FamilyResult, place: int, pictures: dict[str, Path]) -> dict
         "strata": strata_tables(found),
         "confusions": confusions(found),
         "disagreements": disagreements(found, pictures),
-        "overlays": overlays(found),
+        "montage": montage(found),
     }
 
 
@@ -147,38 +142,3 @@ def _holding_table(found: FamilyResult) -> dict[str, Any] | None:
         for item in found.holding
     ]
     return {"header": ["Arm", "Validation AUC", "Test AUC", "Fall"], "rows": rows}
-
-
-def _extra_table(found: FamilyResult) -> dict[str, Any] | None:
-    """McNemar and calibration for two classes, McNemar for several, medians for segmentation."""
-    if found.family.kind == "segmentation":
-        names = metric_names(found)
-        rows = [
-            [arm.arm, *(with_interval(arm.medians.get(name), digits_of(name)) for name in names), arm.note or "–"]
-            for arm in found.arms
-        ]
-        return {
-            "heading": "Medians",
-            "header": ["Arm", *(f"Median {NAMES[name]}" for name in names), "Note"],
-            "rows": rows,
-        }
-    rows = []
-    for arm in found.arms:
-        item = difference_of(found, arm)
-        tests = [] if item is None else [f"{m.only_a} : {m.only_b}, {p_words(m.p_value)}" for _, m in item.mcnemar]
-        line = arm.calibration
-        cells = (
-            []
-            if found.family.kind != "binary"
-            else [number(line.slope), number(line.intercept, 2, True)]
-            if line
-            else ["–", "–"]
-        )
-        rows.append([arm.arm, *cells, "; ".join(tests) or "–"])
-    names = ["Calibration slope", "Calibration in the large"] if found.family.kind == "binary" else []
-    title = "Calibration and discordant decisions" if names else "Discordant decisions"
-    return {
-        "heading": title,
-        "header": ["Arm", *names, "Only arm right : only reference right (McNemar, per seed)"],
-        "rows": rows,
-    }

@@ -1,8 +1,7 @@
-"""The parts of the report that are not figures: strata, confusion, disagreement, overlays, provenance, checklist."""
+"""The parts of the report that are not figures or pictures: strata, confusion, disagreement, provenance, methods."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from experiments.compare_metrics import NAMES
-from experiments.compare_records import RUN
+from experiments.compare_provenance import ENERGY, HOURS, totals
 from experiments.compare_results import Comparison, FamilyResult
 from experiments.compare_words import digits_of, number, with_interval
+from experiments.report_pictures import encoded
 from experiments.statistics_ordinal import confusion_matrix
 
-_OVERLAYS = 12
-_LARGEST = 2_000_000  # bytes of one picture: a page with a dozen must still open on a phone
 _DISAGREE = 10
 _THUMBNAILS = 6
-_IDENTITY = frozenset({"run", "arm", "seed", "fold", "cell", "role", "study"})
-"""Facts that tell runs apart; the tables name them already."""
+_IDENTITY = frozenset({"run", "arm", "seed", "fold", "cell", "role", "study", HOURS, ENERGY})
+"""Facts that tell runs apart, which the tables name already, and those that are summed over runs."""
 STRATA_NAMES = {
     "quality": "By segmentation quality (band 1 poor, 2 fair, 3 good)",
     "source": "By source",
@@ -84,6 +82,8 @@ def confusions(found: FamilyResult) -> list[dict[str, Any]]:
 def disagreements(found: FamilyResult, pictures: dict[str, Path]) -> dict[str, Any] | None:
     """Patients whom arms judge most differently: mean probability of the true class over seeds, widest gap first.
 
+    A tick or a cross says whether most seeds called the patient rightly at their thresholds.
+
     Args:
         found: The family.
         pictures: An overlay of each patient, as far as there is one.
@@ -92,10 +92,13 @@ def disagreements(found: FamilyResult, pictures: dict[str, Path]) -> dict[str, A
     if len(arms) < 2 or found.family.kind == "segmentation":
         return None
     truth = next(unit.target for unit in found.units if unit.arm == found.reference)
-    columns = []
+    columns, marks = [], []
     for arm in arms:
-        members = [unit.scores for unit in found.units if unit.arm == arm]
-        mean = np.mean(members, axis=0)
+        inside = [unit for unit in found.units if unit.arm == arm]
+        known = all(unit.has_threshold for unit in inside)
+        right = np.mean([unit.predicted == truth for unit in inside], axis=0) if known else None
+        marks.append([""] * len(truth) if right is None else [" ✓" if share > 0.5 else " ✗" for share in right])
+        mean = np.mean([unit.scores for unit in inside], axis=0)
         columns.append(mean[np.arange(len(truth)), truth] if mean.ndim == 2 else np.where(truth == 1, mean, 1 - mean))
     table = np.stack(columns, axis=1)
     gap = table.max(axis=1) - table.min(axis=1)
@@ -104,57 +107,21 @@ def disagreements(found: FamilyResult, pictures: dict[str, Path]) -> dict[str, A
         [
             found.family.patients[place],
             str(truth[place]),
-            *(number(float(value)) for value in table[place]),
+            *(number(float(value)) + mark[place] for value, mark in zip(table[place], marks, strict=True)),
             number(float(gap[place])),
         ]
         for place in order
     ]
-    shown = [row[0] for row in rows if row[0] in pictures][:_THUMBNAILS]
-    thumbnails = [{"data": _encoded(pictures[patient]), "caption": patient} for patient in shown]
-    return {"header": ["Patient", "Truth", *arms, "Gap"], "rows": rows, "pictures": thumbnails}
-
-
-def patient_pictures(comparison: Comparison) -> dict[str, Path]:
-    """One overlay for each patient, from the first segmenter that drew one."""
-    result: dict[str, Path] = {}
-    for found in comparison.families:
-        for path, item in _drawn(found):
-            result.setdefault(str(item["patient_id"]), path)
-    return result
-
-
-def _drawn(found: FamilyResult) -> list[tuple[Path, dict[Any, Any]]]:
-    """Pictures that runs left in ``overlays/<scan_id>.png``, with their rows, by Dice."""
-    frame = found.family.frame
-    if found.family.kind != "segmentation" or RUN not in frame or "scan_id" not in frame:
-        return []
-    rows = []
-    for item in frame.sort_values("dice")[[RUN, "arm", "seed", "patient_id", "scan_id", "dice"]].to_dict("records"):
-        if isinstance(item[RUN], str) and isinstance(item["scan_id"], str):
-            path = Path(item[RUN]) / "overlays" / f"{item['scan_id']}.png"
-            if path.is_file() and path.stat().st_size <= _LARGEST:
-                rows.append((path, item))
-    return rows
-
-
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
-
-
-def overlays(found: FamilyResult) -> list[dict[str, Any]]:
-    """Pictures ``overlays/<scan_id>.png`` of the runs, worst by Dice first, then the best, at most twelve."""
-    rows = _drawn(found)
-    half = _OVERLAYS * 2 // 3
-    chosen = [(*row, "worst") for row in rows[:half]]
-    chosen += [(*row, "best") for row in rows[max(half, len(rows) - (_OVERLAYS - half)) :][::-1]]
-    return [
+    shown = [row for row in rows if row[0] in pictures][:_THUMBNAILS]
+    thumbnails = [
         {
-            "data": _encoded(path),
-            "caption": f"{item['scan_id']} · Dice {number(float(item['dice']), 3)} · {item['arm']}",
-            "rank": rank,
+            "data": encoded(pictures[row[0]]),
+            "caption": f"{row[0]} · truth {row[1]} · "
+            + ", ".join(f"{arm} {cell}" for arm, cell in zip(arms[:3], row[2:5], strict=False)),
         }
-        for path, item, rank in chosen
+        for row in shown
     ]
+    return {"header": ["Patient", "Truth", *arms, "Gap"], "rows": rows, "pictures": thumbnails}
 
 
 def provenance_rows(comparison: Comparison) -> list[tuple[str, str]]:
@@ -165,7 +132,7 @@ def provenance_rows(comparison: Comparison) -> list[tuple[str, str]]:
             text = str(value)
             if key.removeprefix("identity.") not in _IDENTITY and text not in facts.setdefault(key, []):
                 facts[key].append(text)
-    result = []
+    result = totals(comparison.provenance)
     for key, values in facts.items():
         shown = ", ".join(value if len(value) <= 90 else value[:87] + "…" for value in values[:3])
         result.append((key, shown + (f" and {len(values) - 3} more" if len(values) > 3 else "")))
@@ -187,16 +154,21 @@ def methods(comparison: Comparison) -> list[str]:
     pooled = {arm.pooling for found in comparison.families for arm in found.arms}
     lines = [
         "One patient counts once: probabilities of a patient's scans are averaged. Only rows of part 'test' are used.",
-        f"Intervals of AUC, Brier score, kappa and F1 are {level} bias-corrected accelerated bootstrap intervals over "
-        f"{comparison.resamples:,} resamples of patients, stratified by class (seed {comparison.seed}). With several "
-        "training seeds, resamples draw patients and seeds both, and the value is the mean over seeds. With fewer "
-        "than about five seeds the share of the seeds is underestimated.",
-        "Sensitivity, specificity and accuracy of a single seed have Wilson intervals, at the threshold chosen on "
-        "validation patients.",
-        "Where the AUC is exactly 1 or 0 the bootstrap cannot answer, and Newcombe's method 5 is used.",
-        "Differences are paired: the same resampled patients for both arms, with percentile intervals, which for "
-        "differences of small sets cover better than BCa. The p-value is DeLong's for one seed an "
-        "arm, else the bootstrap's, and Holm's rule adjusts it over all differences of the table.",
+        f"The AUC of a single training seed has DeLong's {level} interval on the logit scale; where it is exactly 1 or "
+        "0, Newcombe's method 5. Sensitivity, specificity and accuracy of a single seed have Wilson intervals, at the "
+        "threshold chosen on validation patients.",
+        f"All other intervals are {level} bias-corrected accelerated bootstrap intervals over {comparison.resamples:,} "
+        f"resamples of patients, stratified by class (seed {comparison.seed}). With several training seeds, resamples "
+        "draw patients and seeds both, and the value is the mean over seeds. With fewer than about five seeds the "
+        "share of the seeds is underestimated.",
+        "Differences are paired. For one seed an arm, the interval of a difference of AUCs or shares is built from the "
+        "two intervals and the correlation of the estimates (Newcombe 1998; Zou, Donner 2008), which covers well in "
+        "small sets; otherwise it is a percentile interval of the same resampled patients for both arms. The p-value "
+        "is DeLong's (AUC) or Wilcoxon's (Dice) for one seed an arm, else the bootstrap's, and Holm's rule adjusts it "
+        "over all differences of the table. A p-value and an interval come from different methods and may disagree "
+        "close to the border; then nothing is called settled.",
+        "Calibration slope and intercept belong to the mean probability over seeds and have profile likelihood "
+        "intervals over patients. Segmenters are compared on every measurement by Wilcoxon's signed-rank test.",
         "Results by stratum are not adjusted: they show where a result comes from and prove nothing by themselves.",
         "The smallest detectable difference uses the class sizes, the reference's AUC and the correlation of the "
         "arms' AUCs (0.5 where several seeds leave it unknown), after Hanley and McNeil 1982 and 1983.",
@@ -209,27 +181,3 @@ def methods(comparison: Comparison) -> list[str]:
     if "averaged over folds" in pooled:
         lines.append("Every fold tested the same patients: probabilities are averaged over folds.")
     return lines
-
-
-def checklist(comparison: Comparison) -> list[tuple[str, str]]:
-    """Items of CLAIM 2024 and TRIPOD+AI on evaluation that this report answers, and where."""
-    several = any(len(arm.seeds) > 1 for found in comparison.families for arm in found.arms)
-    sources = any(item.variable == "source" for found in comparison.families for item in found.strata)
-    probes = any(arm.role == "probe" for found in comparison.families for arm in found.arms)
-    classes = any(found.counts for found in comparison.families)
-    hashes = sorted({str(value) for found in comparison.families for value in found.family.frame["split_sha256"]})
-    return [
-        (
-            "Partitions at patient level, disjoint",
-            f"split {', '.join(value[:12] for value in hashes)}",
-        ),
-        ("Performance measures with uncertainty", "tables above"),
-        ("Class balance of the test set", "given with the baseline" if classes else "not applicable"),
-        ("Comparison with a baseline", "majority class and reference arm" if classes else "reference arm"),
-        ("Variation between training runs", "all seeds shown" if several else "one seed only: not answered"),
-        ("Performance in subgroups and sources", "by source" if sources else "a single source: not answered"),
-        ("Calibration", "figure" if any(f.family.kind == "binary" for f in comparison.families) else "not answered"),
-        ("Sensitivity to shortcuts", "probes" if probes else "no probe arm: not answered"),
-        ("Software, versions, code state", "provenance below" if comparison.provenance else "not recorded"),
-        ("Patients, eligibility, reference standard, ethics", "not in the run: to be written by the authors"),
-    ]

@@ -12,12 +12,19 @@ from experiments.statistics_bootstrap import (
 )
 from experiments.statistics_calibration import (
     BrierParts,
-    Calibration,
     brier_decomposition,
     brier_score,
-    calibration_line,
     net_benefit,
     reliability_curve,
+)
+from experiments.statistics_calibration_line import Calibration, calibration_line
+from experiments.statistics_operating import (
+    sensitivity_at_specificity,
+    sensitivity_at_specificity_statistic,
+    smallest_detectable_accuracy_difference,
+    smallest_significant_count,
+    specificity_at_sensitivity,
+    specificity_at_sensitivity_statistic,
 )
 from experiments.statistics_ordinal import (
     confusion_matrix,
@@ -26,7 +33,13 @@ from experiments.statistics_ordinal import (
     mean_auc_statistic,
     stage_error_statistic,
 )
-from experiments.statistics_paired import NonInferiority, PairedRanks, non_inferiority, wilcoxon_test
+from experiments.statistics_paired import (
+    NonInferiority,
+    PairedRanks,
+    non_inferiority,
+    square_and_add_interval,
+    wilcoxon_test,
+)
 from experiments.statistics_proportions import (
     Interval,
     McNemar,
@@ -38,14 +51,13 @@ from experiments.statistics_proportions import (
 from experiments.statistics_roc import (
     DeLong,
     auc,
+    auc_interval,
     delong_covariance,
     delong_interval,
     delong_test,
     hanley_mcneil_variance,
     newcombe_interval,
-    sensitivity_at_specificity,
     smallest_detectable_auc_difference,
-    specificity_at_sensitivity,
 )
 
 __all__ = [
@@ -57,6 +69,7 @@ __all__ = [
     "NonInferiority",
     "PairedRanks",
     "auc",
+    "auc_interval",
     "auc_statistic",
     "bootstrap_interval",
     "brier_decomposition",
@@ -81,8 +94,13 @@ __all__ = [
     "patient_weights",
     "reliability_curve",
     "sensitivity_at_specificity",
+    "sensitivity_at_specificity_statistic",
+    "smallest_detectable_accuracy_difference",
     "smallest_detectable_auc_difference",
+    "smallest_significant_count",
     "specificity_at_sensitivity",
+    "specificity_at_sensitivity_statistic",
+    "square_and_add_interval",
     "stage_error_statistic",
     "two_sided_p",
     "wilcoxon_test",

@@ -1,4 +1,4 @@
-"""How well probabilities mean what they say: Brier score, calibration line and curve, net benefit."""
+"""How well probabilities mean what they say: Brier score and its parts, reliability curve, net benefit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,6 @@ from experiments.statistics_proportions import Interval, wilson_interval
 from experiments.statistics_roc import binary_target
 
 Floats = NDArray[np.float64]
-_CLIP = 1e-6  # a probability of exactly 0 or 1 has no logit
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The calibration line: logit(true risk) = intercept + slope × logit(predicted risk).
-
-    Attributes:
-        slope: 1 is ideal; below 1 the predictions are too extreme. NaN where it cannot be estimated.
-        intercept: Calibration in the large, with the slope held at 1; 0 is ideal, above 0 risks are too low.
-        note: Why there is no estimate, or empty.
-    """
-
-    slope: float
-    intercept: float
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +52,11 @@ def brier_decomposition(target: ArrayLike, probabilities: ArrayLike, bins: int =
     return BrierParts(brier_score(positive, values), reliability, resolution, prevalence * (1 - prevalence))
 
 
+def usual_bins(patients: int) -> int:
+    """How many equally filled bins a set of this size bears: one for every twelve patients, two to eight."""
+    return max(2, min(8, patients // 12))
+
+
 def _bins(values: Floats, bins: int) -> list[NDArray[np.intp]]:
     """Row numbers of equally filled bins; equal values stay together."""
     order = np.argsort(values, kind="stable")
@@ -90,47 +79,6 @@ def reliability_curve(
         (float(values[rows].mean()), wilson_interval(int(positive[rows].sum()), len(rows), level), len(rows))
         for rows in _bins(values, bins)
     ]
-
-
-def calibration_line(target: ArrayLike, probabilities: ArrayLike) -> Calibration:
-    """Calibration slope, and intercept with the slope held at 1, by logistic regression without penalty.
-
-    Raises:
-        ValueError: Bad shapes or values, or one class only.
-
-    Source: Cox 1958; Van Calster et al. 2016 for the words.
-    """
-    import statsmodels.api as sm
-    from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
-
-    positive, (values,) = binary_target(target, probabilities)
-    clipped = np.clip(values, _CLIP, 1 - _CLIP)
-    logits = np.log(clipped / (1 - clipped))
-    truth = positive.astype(float)
-    intercept = _offset_intercept(truth, logits)
-    if logits[positive].min() >= logits[~positive].max() or logits[positive].max() <= logits[~positive].min():
-        return Calibration(float("nan"), intercept, "the classes are perfectly separated: the slope has no bound")
-    if np.ptp(logits) < 1e-9:
-        return Calibration(float("nan"), intercept, "all patients have the same probability")
-    import warnings
-
-    with warnings.catch_warnings():
-        # separation was excluded above; near it, statsmodels warns while it still converges
-        warnings.simplefilter("ignore", PerfectSeparationWarning)
-        try:
-            fit = sm.GLM(truth, sm.add_constant(logits), family=sm.families.Binomial()).fit()
-        except PerfectSeparationError:
-            return Calibration(float("nan"), intercept, "the classes are perfectly separated: the slope has no bound")
-    return Calibration(float(fit.params[1]), intercept)
-
-
-def _offset_intercept(truth: Floats, logits: Floats) -> float:
-    """The a for which the mean of sigmoid(a + logit) equals the prevalence: the likelihood equation itself."""
-    from scipy.optimize import brentq
-    from scipy.special import expit
-
-    reach = float(np.abs(logits).max()) + 40
-    return float(brentq(lambda a: float(expit(a + logits).mean() - truth.mean()), -reach, reach))
 
 
 def net_benefit(target: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from experiments.statistics_proportions import Interval
+from experiments.statistics_proportions import Interval, check_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +89,40 @@ def non_inferiority(difference: Interval, margin: float) -> NonInferiority:
     if not margin > 0 or math.isnan(difference.low):
         raise ValueError("a margin above 0 and an interval with ends are needed")
     return NonInferiority(margin, difference.low > -margin, difference.low)
+
+
+def square_and_add_interval(first: Interval, second: Interval, correlation: float = 0.0) -> Interval:
+    """Interval of ``first`` minus ``second`` from an interval of each and the correlation of the two estimates.
+
+    Each side of the difference is built from the ends that matter there, so that skewed intervals (an AUC near 1)
+    stay skewed. With a = first, b = second, and l, u their ends:
+
+        low = a - b - sqrt((a - l_a)² + (u_b - b)² - 2 r (a - l_a)(u_b - b))
+        high = a - b + sqrt((u_a - a)² + (b - l_b)² - 2 r (u_a - a)(b - l_b))
+
+    Args:
+        first: Interval of the first estimate.
+        second: Interval of the second, at the same level.
+        correlation: Of the two estimates, in [-1, 1]; NaN, where one of them does not vary, counts as 0, which makes
+            the interval wider.
+
+    Raises:
+        ValueError: The levels differ, or the correlation is out of range.
+
+    Source: Newcombe 1998 (method 10, for paired proportions); Zou, Donner 2008 for any estimate (MOVER).
+    """
+    check_level(first.level)
+    if first.level != second.level:
+        raise ValueError(f"intervals at the same level are needed, not at {first.level:g} and {second.level:g}")
+    r = 0.0 if math.isnan(correlation) else correlation
+    if not -1 - 1e-9 <= r <= 1 + 1e-9:
+        raise ValueError(f"a correlation lies between -1 and 1, not at {correlation:g}")
+
+    def reach(ours: float, theirs: float) -> float:
+        # rounding may leave -1e-19 where both sides are equal
+        return math.sqrt(max(0.0, ours**2 + theirs**2 - 2 * r * ours * theirs))
+
+    gap = first.estimate - second.estimate
+    low = gap - reach(first.estimate - first.low, second.high - second.estimate)
+    high = gap + reach(first.high - first.estimate, second.estimate - second.low)
+    return Interval(gap, low, high, first.level, f"square and add: {first.method}")

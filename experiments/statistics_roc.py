@@ -210,6 +210,23 @@ def newcombe_interval(area: float, positives: int, negatives: int, level: float 
     return Interval(area, low, high, level, "Newcombe method 5")
 
 
+def auc_interval(target: ArrayLike, scores: ArrayLike, level: float = 0.95) -> Interval:
+    """The interval of an AUC that comparison uses: DeLong's on the logit scale, Newcombe's where that is not defined.
+
+    Newcombe's answers where every positive scores above every negative (or below), and where a class has one patient.
+
+    Raises:
+        ValueError: Bad shapes or values, or one class only.
+    """
+    positive, (values,) = binary_target(target, scores)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if min(m, n) >= 2:
+        areas, covariance = delong_covariance(target, values)
+        if 0 < areas[0] < 1 and covariance[0, 0] > 0:
+            return delong_interval(target, values, level)
+    return newcombe_interval(auc(target, values), m, n, level)
+
+
 def smallest_detectable_auc_difference(
     area: float, positives: int, negatives: int, correlation: float = 0.5, level: float = 0.95, power: float = 0.8
 ) -> float:
@@ -247,30 +264,3 @@ def smallest_detectable_auc_difference(
     if shortfall(1 - area) < 0:
         return math.inf
     return float(optimize.brentq(shortfall, 0.0, 1 - area))
-
-
-def sensitivity_at_specificity(target: ArrayLike, scores: ArrayLike, specificity: float) -> float:
-    """The highest sensitivity that a threshold reaches while specificity is at least as asked.
-
-    Args:
-        target: 0 or 1 per patient, shape (n,).
-        scores: Higher for class 1, shape (n,).
-        specificity: Wanted, in [0, 1].
-
-    Raises:
-        ValueError: Bad shapes or values, or one class only.
-    """
-    positive, (values,) = binary_target(target, scores)
-    thresholds = np.append(np.unique(values), np.inf)
-    called = values[None, :] >= thresholds[:, None]
-    enough = (~called[:, ~positive]).mean(axis=1) >= specificity - 1e-12
-    return float(called[enough][:, positive].mean(axis=1).max())
-
-
-def specificity_at_sensitivity(target: ArrayLike, scores: ArrayLike, sensitivity: float) -> float:
-    """The highest specificity that a threshold reaches while sensitivity is at least as asked.
-
-    Raises:
-        ValueError: Bad shapes or values, or one class only.
-    """
-    return sensitivity_at_specificity(1 - np.asarray(target), -np.asarray(scores, dtype=float), sensitivity)

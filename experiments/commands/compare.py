@@ -17,8 +17,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "group's model can be a row), and writes report.html, table.csv, table.md, table.tex and comparison.json.",
         allow_abbrev=False,
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="STUDY_DIR|FILE", help="study folders and files")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the report and tables")
+    parser.add_argument("paths", nargs="*", type=Path, metavar="STUDY_DIR|FILE", help="study folders and files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report and tables")
+    parser.add_argument(
+        "--counts",
+        metavar="tp=N,fn=N,tn=N,fp=N",
+        help="in place of files: a published result's four counts, re-stated with intervals and what they can show",
+    )
     parser.add_argument("--reference", metavar="ARM", help="arm that others are compared with (direct where present)")
     parser.add_argument("--metric", metavar="NAME", help="primary metric: auc, accuracy, kappa, macro_f1 …")
     parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (10000)")
@@ -50,6 +55,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def handler(args: argparse.Namespace) -> int:
     """Compare, write the files, print the answer."""
+    from datamodules.errors import InputError
+
+    if args.counts is not None:
+        if args.paths:
+            raise InputError("--counts stands in place of files; give one or the other")
+        counts_and_print(args.counts, args.level, args.out)
+        return 0
+    faults = [] if args.paths else ["no study folder or file; name at least one, or give --counts"]
+    faults += [] if args.out is not None else ["--out is missing; name a folder for the report and tables"]
+    if faults:
+        raise InputError(*faults)
     compare_and_print(
         args.paths,
         args.out,
@@ -65,6 +81,34 @@ def handler(args: argparse.Namespace) -> int:
         margin=args.margin,
     )
     return 0
+
+
+def counts_and_print(text: str, level: float, out: Path | None = None) -> None:
+    """Print a published result's intervals, from its counts.
+
+    Args:
+        text: ``tp=14,fn=4,tn=4,fp=1``.
+        level: Confidence level in (0, 1).
+        out: Folder for ``counts.json``; None writes nothing.
+
+    Raises:
+        InputError: The text is no set of counts, or the level is out of range.
+    """
+    from rich.console import Console
+
+    from datamodules.errors import InputError
+    from datamodules.files import write_json
+    from experiments.compare_counts import as_json, as_rich, parse_counts, restated, sentences
+
+    if not 0 < level < 1:
+        raise InputError(f"--level {level}: a confidence level lies between 0 and 1; give 0.95 for 95 %")
+    found = restated(**parse_counts(text), level=level)
+    console = Console()
+    console.print(as_rich(found))
+    for sentence in sentences(found):
+        console.print(f"  {sentence}", highlight=False, markup=False)
+    if out is not None:
+        write_json(out / "counts.json", as_json(found))
 
 
 def compare_and_print(
