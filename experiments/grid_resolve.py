@@ -59,6 +59,8 @@ class Resolver:
             raise
         except (ArgumentError, ValueError, MisconfigurationException) as error:
             raise explained(str(error), error) from error
+        # not part of the configuration: how a batch is computed on this machine
+        self.cli.config.pop("part_size", None)
         resolved = yaml.safe_load(self.cli.parser.dump(self.cli.config, skip_none=False, format="yaml"))
         return dict(resolved)
 

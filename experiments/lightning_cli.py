@@ -18,6 +18,7 @@ from callbacks.run_directory import Identity, RunDirectory
 from datamodules.base import CohortDataModule
 from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_json, write_json, write_text
+from experiments.batch_parts import compute_in_parts
 from experiments.cell import PATH_KEYS, add_watchers, identity_of, place
 from experiments.cli_errors import explained, misfits
 from experiments.cli_given import class_changes, given_of, located
@@ -68,6 +69,7 @@ class HepastageCLI(LightningCLI):
         parser.add_argument("--arm", type=str, default="arm", help="name of the configuration under test")
         parser.add_argument("--role", type=Role, default="classifier", help="the cell's stage: W&B's job type")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--part_size", type=int | None, default=None, help="compute each batch in parts of N scans")
         parser.add_argument("--wandb", type=Sharing, default=Sharing(), help="what else W&B gets")
 
     def before_instantiate_classes(self) -> None:
@@ -78,6 +80,8 @@ class HepastageCLI(LightningCLI):
                 # the saved configuration must mean the same from any working directory
                 self.config.data.init_args[key] = str(Path(value).absolute())
         add_watchers(self.config)
+        # how a batch is computed is the machine's affair: it is no part of the configuration, nor of the id
+        part_size = self.config.pop("part_size", None)
         resolved = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
         self.identity = identity_of(resolved)
         self.directory = RunDirectory.of_cell(
@@ -85,6 +89,7 @@ class HepastageCLI(LightningCLI):
         )
         self.resolved = resolved
         place(self.config.trainer, self.directory, self.identity)
+        compute_in_parts(self.config, part_size)
 
     @rank_zero_only
     def record(self, point: ResumePoint | None = None) -> None:
