@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _ended(folder, options.key)
         if _refused(folder, options.key):
             return 1
+        # what a cluster has given
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         environment = {"OMP_NUM_THREADS": str(options.threads)}
         held = [lock]
         if options.gpus and devices:
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif options.local:
             # a job without a GPU must not take the first one
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        folder.log_event("started", options.key, gpus=environment.get("CUDA_VISIBLE_DEVICES"))
+        folder.log_event("started", options.key, gpus=environment.get("CUDA_VISIBLE_DEVICES", visible))
         started = time.time()
         folder.log(options.key).parent.mkdir(parents=True, exist_ok=True)
         with folder.log(options.key).open("ab") as log:

@@ -203,3 +203,14 @@ def test_the_schema_is_one_and_says_what_the_validator_says() -> None:
     for wrong in ({"armz": {}}, {"seeds": "1"}, {"arms": {"a": {"masks": "best"}}}, {"axes": {"a": {}}}):
         assert not jsonschema.Draft202012Validator(SCHEMA).is_valid({"study": "s", **wrong})
         assert form_faults({"study": "s", **wrong})
+
+
+def test_the_documented_study_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "grids.md").read_text(encoding="utf-8")
+    path = tmp_path / "study.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    study = Study.load(path)
+    assert names(study) == [
+        "direct+lr-0.0003", "direct+lr-0.001", "masked+lr-0.0003+attention", "masked+lr-0.0003+mean",
+        "masked+lr-0.001+attention",
+    ]  # fmt: skip
