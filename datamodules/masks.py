@@ -255,7 +255,7 @@ def quality_of(
     Args:
         dice: Against the reference mask, where there is one.
         reader: The reader's band of the scan in the cohort table, where there is one.
-        agreement: Mean pairwise Dice of several predictions, where there are several; it is read as if it were the
+        agreement: Mean pairwise Dice of several segmenters, where there are several; it is read as if it were the
             Dice, and how well it stands for that is what ``hepastage masks`` reports.
     """
     if dice is not None:

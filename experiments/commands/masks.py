@@ -40,8 +40,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--variations",
         action="store_true",
-        help="where one segmenter alone may predict a patient, know its agreement from test-time variations (6 times "
-        "the work)",
+        help="where one segmenter alone may predict a patient, compare its predictions of six variations of the scan: "
+        "puts scans in an order, gives no band",
     )
     external = parser.add_argument_group("masks from elsewhere")
     external.add_argument("--external", metavar="FOLDER", help="folder of masks by TotalSegmentator, nnU-Net, readers")

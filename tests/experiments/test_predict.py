@@ -265,9 +265,11 @@ def classifier(tiny_cohort: Tiny, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 def test_new_patients_get_the_probabilities_of_the_test(
-    classifier: RunDirectory, tiny_cohort: Tiny, tmp_path: Path
+    classifier: RunDirectory, tiny_cohort: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["predict", "--run", str(classifier.path), "--data", str(tiny_cohort.cohort), "--out", str(tmp_path)]
+    assert main([*words, "--mirror", "--precision", "bf16"]) == 2
+    assert "--mirror, --precision: for segmenters" in capsys.readouterr().err
     assert main(words) == 0
     rows = pd.read_csv(tmp_path / "predictions.csv").set_index("scan_id")
     assert len(rows) == 12

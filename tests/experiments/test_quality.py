@@ -11,12 +11,14 @@ import pytest
 from scipy import ndimage, stats
 from sklearn.metrics import cohen_kappa_score
 
+from datamodules.cohort import Cohort
 from datamodules.masks import MaskRecord, quality_band, quality_of
 from experiments.cli import main
 from experiments.masks import make_masks
 from experiments.quality import agreement_of, agreement_report, border_entropy, report_lines, spearman_interval
 from experiments.trained_segmenter import TrainedSegmenter, segmenter_runs
 from lightning_modules.metrics.segmentation import dice
+from tests.tiny import TESTED, Tiny, affine_of, phantom
 
 LogOdds = npt.NDArray[np.float32]
 
@@ -155,11 +157,26 @@ def test_masks_say_how_far_segmenters_agree(
     assert (out / "quality.json").is_file()
 
 
+def test_without_truth_segmenters_give_a_band_and_variations_none(
+    segmenters: Path, tiny_cohort: Tiny, tmp_path: Path
+) -> None:
+    table = tiny_cohort.table
+    frame = table.frame[table.frame["sequence"] == "T2W"].copy()
+    frame[["mask", "mask_labels"]] = None
+    Cohort(frame, table.root).save(tmp_path / "unknown.csv")
+    made = make_masks(segmenters / "tiny", tmp_path / "masks", tmp_path / "unknown.csv", variations=True)
+    for scan_id, mask in made.masks.items():
+        assert mask.dice is None and mask.agreement is not None
+        if table.scan(scan_id).patient_id in TESTED:
+            assert (mask.quality, mask.quality_from) == (quality_band(mask.agreement), "agreement")
+        else:
+            assert (mask.agreement_of, mask.quality, mask.quality_from) == ("variations", None, None)
+
+
 def test_the_first_variation_is_the_scan_as_it_is(segmenters: Path) -> None:
     from datamodules.images import Volume
     from experiments.inference import Inference
     from experiments.quality import VARIANTS
-    from tests.tiny import affine_of, phantom
 
     segmenter = TrainedSegmenter(segmenter_runs(segmenters / "tiny")[0])
     volume = Volume(phantom(5, 210.0)[0], affine_of("ras"))
