@@ -16,13 +16,12 @@ from datamodules.errors import InputError
 from datamodules.patients import PatientDataModule
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.staging import StagingDataModule
+from experiments.cli_hints import ADVICE, did_you_mean
 from lightning_modules.classification import PatientClassifier
 from lightning_modules.direct_classification import DirectClassificationModule
 from lightning_modules.masked_classification import MaskedClassificationModule
 from lightning_modules.segmentation import SegmentationModule
 from lightning_modules.staging import StagingModule
-
-ADVICE = "'hepastage fit --print_config -c CONFIG.yaml' lists the keys"
 
 TYPES = {
     "int": "a whole number",
@@ -34,14 +33,6 @@ TYPES = {
     "dict": "a mapping of keys to values",
 }
 """What a person calls Python's types."""
-
-FOREIGN = {
-    "ckpt_path": "'hepastage test --run DIR --ckpt best|last|FILE' names a checkpoint",
-    "seed": "did you mean 'seed_everything'?",
-    "epochs": "did you mean 'trainer.max_epochs'?",
-    "resume": "'hepastage fit' goes on by itself, '--restart' begins anew",
-}
-"""Words of other command lines, and what they are here."""
 
 CHOICES = {
     "trainer.precision": "choose one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
@@ -90,7 +81,7 @@ def readable(message: str, known: Sequence[str] = ()) -> str:
     unknown = re.search(r"(?:Option|Key) '([^']+)' is not (?:accepted|expected)", text)
     unknown = unknown or re.search(r"[Uu]nrecognized arguments?: -*([^\s=]+)", text)
     if unknown:
-        return f"unknown key {unknown.group(1)!r}; {nearest(unknown.group(1), known)}{ADVICE}"
+        return f"unknown key {unknown.group(1)!r}; {did_you_mean(unknown.group(1), known)}{ADVICE}"
     missing = re.search(r"(?:class_path '|path string: |Got value: \[')([\w.]+)", text)
     if missing and re.search("class_path '|dot import path|valid subclass", text):
         return f"there is no class {missing.group(1)!r}; {near_class(missing.group(1))}"
@@ -112,15 +103,6 @@ def readable(message: str, known: Sequence[str] = ()) -> str:
     if len(text) > 400:
         text = f"{text[:190]} … {text[-190:]}"
     return text if ";" in text else f"{text}; {ADVICE}"
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """``did you mean 'backbone'? `` where a known key is near, else nothing."""
-    if key in FOREIGN:
-        return f"{FOREIGN[key]}{' ' if FOREIGN[key].endswith('?') else '; '}"
-    beginning = [name for name in known if name.startswith(key)]
-    near = difflib.get_close_matches(key, known, n=1) or beginning[:1]
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def near_class(path: str) -> str:
@@ -155,7 +137,7 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
         name, size = "data.init_args.patch", datamodule.patch
         if size is None:
             name, size = "data.init_args.preprocessing.shape", datamodule.store.preprocessing.shape
-        divisor = getattr(model.network, "divisible_by", (1, 1, 1))
+        divisor = model.divisible_by
         return [
             f"{key}: {list(edges)} does not suit the network's strides; give multiples of {list(divisor)}"
             for key, edges in ((name, size), ("model.init_args.window", model.window))

@@ -43,6 +43,14 @@ def run(arguments: Sequence[str]) -> int:
         from experiments.predict import run_predict
 
         return run_predict(rest)
+    from experiments.cli_given import given_of
+    from experiments.cli_precheck import precheck
+    from experiments.cli_words import expand_run, take_restart, with_shipped
+
+    # what can be seen in the words alone is answered before seconds of imports
+    words = take_restart(rest)[1] if command == "fit" else rest
+    precheck(given_of(with_shipped(expand_run(command, words)[2])))
+
     from experiments.lightning_cli import run_command
 
     return run_command(command, rest)
