@@ -20,7 +20,20 @@ exit codes: 0 done; 1 the work ran and the answer is bad news (a fault, a leak, 
             2 the request was wrong (one line a fault on stderr)
 start with: hepastage demo"""
 
-COMMANDS = ("demo", "cohort", "split", "preprocess", "plan", "training", "masks", "nnunet", "grid", "compare", "wandb")
+COMMANDS = (
+    "demo",
+    "cohort",
+    "split",
+    "preprocess",
+    "plan",
+    "training",
+    "masks",
+    "nnunet",
+    "grid",
+    "compare",
+    "wandb",
+    "completion",
+)
 """Modules of ``experiments.commands``, in the order that ``--help`` lists them."""
 
 LIGHTNING = ("fit", "validate", "test", "predict")
