@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from callbacks.provenance import git_state, package_versions
@@ -76,8 +76,24 @@ def tell_configuration(
         "versions": package_versions(),
         "config_sha256": sha256_of_json(dict(resolved)),
     }
+    shown = without_paths(shown)
     log_everywhere(loggers, {**shown, **dataclasses.asdict(identity), "provenance": code})
     uses = used_by_cell(resolved["data"]["init_args"])
     for run in wandb_runs(loggers):
         with explained_failures():
             note(run, directory.path, uses)
+
+
+def without_paths(value: Any) -> Any:
+    """Plain values with the file's name alone in the place of each absolute path, wherever one stands.
+
+    Args:
+        value: Mappings, lists and single values, as YAML holds them.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or PurePosixPath(value).is_absolute()):
+        return PurePosixPath(value).name
+    return value

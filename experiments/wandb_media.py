@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def probability_columns(frame: pd.DataFrame) -> list[str]:
     if "prob" in frame and frame["prob"].notna().all():
         return ["prob"]
     return sorted(
-        (name for name in frame if str(name).startswith("prob_")), key=lambda name: int(name.rpartition("_")[2])
+        (str(name) for name in frame if str(name).startswith("prob_")), key=lambda name: int(name.rpartition("_")[2])
     )
 
 
@@ -135,25 +136,25 @@ def _charts(frame: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
     import wandb
 
     target = frame["target"].to_numpy(dtype=int)
-    probability = frame[columns[0]].to_numpy(float) if len(columns) == 1 else frame[columns].to_numpy(float)
+    probability: np.ndarray = frame[columns[0]].to_numpy(float) if len(columns) == 1 else frame[columns].to_numpy(float)
     cut = frame.get("threshold", pd.Series(0.5, frame.index)).fillna(0.5).to_numpy(float)
     called = (probability >= cut).astype(int) if probability.ndim == 1 else probability.argmax(1)
     curves = roc_points(target, probability)
     values: dict[str, Any] = {}
-    points = [[name, x, y] for name, curve in curves.items() for x, y in curve]
+    points: list[Any] = [[name, x, y] for name, curve in curves.items() for x, y in curve]
     if points:
         table = wandb.Table(columns=["curve", "1 - specificity", "sensitivity"], data=points)
         values["test/roc"] = wandb.plot_table(
             "wandb/area-under-curve/v0",
             table,
             {"x": "1 - specificity", "y": "sensitivity", "class": "curve"},
-            {"title": "ROC, test patients"},
+            {"title": "ROC, test scans"},
         )
     classes = 2 if probability.ndim == 1 else probability.shape[1]
     counts = np.zeros((classes, classes), dtype=int)
     np.add.at(counts, (target, called), 1)
     names = [str(index) for index in range(classes)]
-    cells = [[names[i], names[j], int(counts[i, j])] for i in range(classes) for j in range(classes)]
+    cells: list[Any] = [[names[i], names[j], int(counts[i, j])] for i in range(classes) for j in range(classes)]
     values["test/confusion"] = wandb.plot_table(
         "wandb/confusion_matrix/v1",
         wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells),
@@ -165,17 +166,16 @@ def _charts(frame: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
 
 
 def _figure(curves: dict[str, list[tuple[float, float]]], counts: np.ndarray) -> Any:
-    """ROC beside the confusion matrix, as an RGB array."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """ROC beside the confusion matrix, as a picture."""
     from matplotlib.figure import Figure
+    from PIL import Image
 
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for name, curve in curves.items():
         left.plot(*zip(*curve, strict=True), label=name)
-    left.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="test patients")
+    left.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="test scans")
     if len(curves) > 1:
         left.legend(fontsize="small")
     right.imshow(counts, cmap="Blues")
@@ -184,8 +184,9 @@ def _figure(curves: dict[str, list[tuple[float, float]]], counts: np.ndarray) ->
             column, row, str(count), ha="center", va="center", color="white" if count > counts.max() / 2 else "k"
         )
     right.set(xlabel="called", ylabel="true", xticks=range(len(counts)), yticks=range(len(counts)))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
 
 
 def _patients(frame: pd.DataFrame, directory: RunDirectory) -> dict[str, Any]:

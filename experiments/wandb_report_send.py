@@ -82,13 +82,20 @@ def send(spec: Mapping[str, Any]) -> list[str]:
     from experiments.wandb_runs import explained_failures
 
     with explained_failures():
-        entity = spec["entity"] or wandb.Api().default_entity
-        if not entity:
-            raise InputError("--wandb-report: W&B names no owner for the project; set 'entity' for the WandbLogger")
-        report, workspace = report_objects(spec, str(entity))
-        report.save()
-        workspace.save()
-        return [str(report.url), str(workspace.url)]
+        api = wandb.Api()
+        entity = spec["entity"] or api.default_entity
+    if not entity:
+        raise InputError("--wandb-report: W&B names no owner for the project; set 'entity' for the WandbLogger")
+    report, workspace = report_objects(spec, str(entity))
+    try:
+        with explained_failures():
+            report.save()
+            workspace.save()
+    except ValueError as error:
+        # a project that is not there yet, most of all
+        text = " ".join(str(error).split())
+        raise InputError(f"--wandb-report: {text} Send the runs first, with 'hepastage wandb sync'") from error
+    return [str(report.url), str(workspace.url)]
 
 
 def _block(reports: Any, block: Mapping[str, Any], place: Mapping[str, str]) -> Any:

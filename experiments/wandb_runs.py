@@ -135,7 +135,7 @@ def wandb_runs(loggers: list[Any]) -> list[Any]:
     """The W&B runs of a trainer's loggers; none on ranks that do not log."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return []
     return [logger.experiment for logger in loggers if is_wandb(type(logger).__name__)]
 

@@ -108,7 +108,7 @@ def log_comparison(
 
     from experiments.compare_tables import header, row
 
-    settings = next((found for path in paths if path.is_dir() and (found := settings_below(path)) is not None), None)
+    settings = next((known for path in paths if path.is_dir() and (known := settings_below(path)) is not None), None)
     records = run_directories(comparison)
     uses = sorted({predictions_reference(record) for record in records})
     content = hashlib.sha256("\n".join(uses or map(str, paths)).encode()).hexdigest()
@@ -122,7 +122,7 @@ def log_comparison(
         values: dict[str, Any] = {}
         for place, found in enumerate(comparison.families):
             key = "table" if len(comparison.families) == 1 else f"table_{place}_{found.family.kind}"
-            values[key] = wandb.Table(columns=header(found), data=[row(found, arm) for arm in found.arms])
+            values[key] = wandb.Table(columns=list[Any](header(found)), data=[row(found, arm) for arm in found.arms])
         run.log(values)
         run.summary.update(summary_of(comparison))
         allowed = [path for path in written if sharing.patients or path.suffix in (".csv", ".md", ".tex")]
@@ -202,11 +202,12 @@ def _stage(
         raise InputError("W&B: a run is under way in this process; finish it first")
     code = {"git": git_state(Path(__file__).resolve().parent.parent), "versions": package_versions()}
     folder.mkdir(parents=True, exist_ok=True)
+    mode: Any = chosen_mode(known["mode"])
     with artifacts_in(folder), explained_failures():
         run = wandb.init(
             project=known["project"],
             entity=known["entity"],
-            mode=chosen_mode(known["mode"]),
+            mode=mode,
             dir=os.fspath(folder),
             id=run_id[:ID_LENGTH],
             name=f"{role} {study}",

@@ -13,7 +13,7 @@ from callbacks.run_directory import RunDirectory
 from datamodules.errors import InputError
 from experiments import run_logging
 from experiments.lightning_cli import fit_and_test
-from experiments.run_logging import check_loggers
+from experiments.run_logging import check_loggers, without_paths
 from tests.tiny import CLASSIFIER, ONE_LOGGER, Tiny
 
 OWN = "{class_path: callbacks.metrics_log.MetricsLog}"
@@ -96,7 +96,7 @@ def test_none_but_our_own(tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_a_missing_package_is_one_line(class_path: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_logging.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.run_logging.importlib.util.find_spec", lambda name: None)
     name = class_path.rsplit(".", 1)[-1]
     expected = f"trainer.logger: {name} needs the package {package}; install it with 'pip install {package}'"
     with pytest.raises(InputError) as caught:
@@ -111,3 +111,14 @@ def test_the_command_line_says_so_before_it_trains(
     with pytest.raises(InputError, match=r"trainer\.logger: CSVLogger needs the package no-such-package"):
         trained_with(f"{{class_path: {LIGHTNING}.CSVLogger, init_args: {{save_dir: .}}}}", tiny_cohort, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_path_of_this_machine_wherever_it_stands() -> None:
+    told = without_paths(
+        {
+            "model": {"weights_file": "/data/ward 3/resnet.pt", "dropout": 0.2, "ways": ["multiply", "~/x.yaml"]},
+            "n": None,
+        }
+    )
+    assert told == {"model": {"weights_file": "resnet.pt", "dropout": 0.2, "ways": ["multiply", "x.yaml"]}, "n": None}
+    assert without_paths("a/relative one") == "a/relative one"

@@ -12,8 +12,9 @@ from datamodules.errors import InputError
 from experiments.cli import main
 from experiments.compare import compare
 from experiments.wandb_report import report_spec
-from experiments.wandb_report_send import available, check_available, report_objects
+from experiments.wandb_report_send import available, check_available, send
 from tests.experiments.study import add_segmenter, make_study
+from tests.experiments.wandb_stub import KEY, stub_server
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +75,27 @@ def test_online_without_the_package_is_one_line(monkeypatch: pytest.MonkeyPatch)
         check_available()
 
 
-def test_it_becomes_the_package_s_own_objects(spec: dict[str, Any]) -> None:
+def test_online_report_and_view_arrive(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The package's own objects, saved to a server on loopback."""
     if not available():
         pytest.skip("the package wandb-workspaces is not installed")
-    report, workspace = report_objects(spec, "radiology")
-    sent = report._to_model().model_dump(by_alias=True, exclude_none=True)
-    assert sent["project"] == {"name": "liver", "entityName": "radiology"}
-    text = json.dumps(sent, default=str)
+    import wandb
+
+    with stub_server() as stub:
+        for key, value in {"WANDB_BASE_URL": stub.url, "WANDB_API_KEY": KEY, "WANDB_DIR": str(tmp_path)}.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        wandb.teardown()
+        report, view = send(spec)
+        wandb.teardown()
+    assert not stub.unknown
+    assert report.startswith(f"{stub.url}/radiology/liver/reports/") and f"{stub.url}/radiology/liver?nw=" in view
+    first, second = stub.views
+    assert first["displayName"] == spec["report"]["title"] and first["type"] == "runs"
     for grid in grids(spec):
         for panel in grid["panels"]:
-            assert panel["type"] == "run_comparer" or panel["title"] in text
+            assert panel["type"] == "run_comparer" or json.dumps(panel["title"]) in first["spec"]
         for runset in grid["runsets"]:
-            assert runset["name"] in text
-    view = json.dumps(workspace._to_model().model_dump(by_alias=True, exclude_none=True), default=str)
-    assert all(section["name"] in view for section in spec["workspace"]["sections"])
-    assert "study" in view and "arm" in view
+            assert json.dumps(runset["name"]) in first["spec"]
+    assert second["displayName"] == spec["workspace"]["name"] and second["type"] == "project-view"
+    assert all(json.dumps(section["name"]) in second["spec"] for section in spec["workspace"]["sections"])

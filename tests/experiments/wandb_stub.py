@@ -31,6 +31,7 @@ class Stub:
         artifacts: By id: name, type, aliases, metadata, run and digest.
         files: Content by storage path.
         uses: (run id, artifact id) that were declared.
+        views: Reports and saved views, as sent.
         operations: Names of the GraphQL operations, in order.
         unknown: Operations that it has no answer for.
     """
@@ -42,6 +43,7 @@ class Stub:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.uses: list[tuple[str, str]] = []
+        self.views: list[dict[str, Any]] = []
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.lock = threading.Lock()
@@ -117,7 +119,7 @@ class Stub:
         return {what: {"artifactManifest": {"id": key, "file": file}}}
 
     def on_createartifactfiles(self, values: dict[str, Any]) -> dict[str, Any]:
-        edges = []
+        edges: list[dict[str, Any]] = []
         for file in values["input"]["artifactFiles"]:
             key = file["artifactID"]
             self.artifacts[key]["files"][file["name"]] = path = f"{key}/{file['name']}"
@@ -180,6 +182,24 @@ class Stub:
         }  # fmt: skip
         return {"project": {"artifactCollectionMembership": member}}
 
+    def on_projectinternalid(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"id": "project", "internalId": "UHJvamVjdDoxOjE="}}
+
+    def on_getprojects(self, values: dict[str, Any]) -> dict[str, Any]:
+        node = {"__typename": "Project", "id": "project", "name": "liver", "entityName": ENTITY, "createdAt": MOMENT,
+                "isBenchmark": False, "user": None}  # fmt: skip
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": page, "edges": [{"node": node}]}}
+
+    def on_upsertview(self, values: dict[str, Any]) -> dict[str, Any]:
+        self.views.append(values)
+        project = {"id": "project", "name": values["projectName"], "entityName": values["entityName"]}
+        view = {key: values.get(key) for key in ("type", "name", "displayName", "description", "spec")}
+        return {"upsertView": {"view": {**view, "id": f"view-{len(self.views)}", "project": project,
+                                        "updatedAt": MOMENT}, "inserted": True}}  # fmt: skip
+
+    on_upsertview2 = on_upsertview
+
     def stored(self, artifact: str, file: str) -> bytes:
         """The content of an artifact's file."""
         return self.files[self.artifacts[artifact]["files"][file]]
@@ -206,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
     stubs: dict[int, Stub] = {}  # noqa: RUF012 (the server makes its handlers itself, so they share it)
 
     def do_POST(self) -> None:
-        stub = self.stubs[self.server.server_address[1]]  # type: ignore[index,misc]  # typed as a Unix socket too
+        stub = self.stubs[self.server.server_address[1]]  # type: ignore[index]  # typed as a Unix socket too
         body = self._body()
         answer: dict[str, Any] = {}
         with stub.lock:
@@ -221,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(json.dumps(answer).encode())
 
     def do_PUT(self) -> None:
-        stub = self.stubs[self.server.server_address[1]]  # type: ignore[index,misc]  # typed as a Unix socket too
+        stub = self.stubs[self.server.server_address[1]]  # type: ignore[index]  # typed as a Unix socket too
         body = self._body()
         md5 = self.headers.get("Content-MD5")
         if md5 is not None:
