@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datamodules.masks import MaskSet
 
 FOR_EXTERNAL = ("--pattern", "--label", "--maker", "--trained-on", "--sequence", "--allow-missing")
-FOR_SEGMENTERS = ("--mirror", "--precision", "--largest-component", "--variations")
+FOR_SEGMENTERS = ("--mirror", "--precision", "--largest-component", "--variations", "--wandb", "--wandb-patients")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
