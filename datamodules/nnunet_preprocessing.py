@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ _EPSILON = 1e-8
 OUTSIDE = -1e4
 """Log-odds of liver where the scan was cropped away: nnU-Net writes background there."""
 
+Order = Literal[0, 1, 2, 3, 4, 5]
 Array = npt.NDArray[np.float32]
 Ints3 = tuple[int, int, int]
 Floats3 = tuple[float, float, float]
@@ -45,8 +46,8 @@ class Resampling:
         separate: Whether slices are apart; None decides by ``ANISOTROPY``.
     """
 
-    order: int
-    order_z: int = 0
+    order: Order
+    order_z: Order = 0
     separate: bool | None = None
 
 
@@ -252,7 +253,7 @@ def _normalised(data: Array, mask: npt.NDArray[np.bool_] | None, grid: NNUNetGri
     return data
 
 
-def _zoomed(array: npt.NDArray[np.float64], shape: Sequence[int], order: int) -> npt.NDArray[np.float64]:
+def _zoomed(array: npt.NDArray[np.float64], shape: Sequence[int], order: Order) -> npt.NDArray[np.float64]:
     """Spline interpolation between the voxels' outer edges, cut at the array's own range."""
     if array.shape == tuple(shape):
         return array

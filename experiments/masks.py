@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from datamodules.images import read_image, read_mask, write_nifti
 from datamodules.masks import RECORD, MaskRecord, MaskSet, Segmenter, quality_of
 from datamodules.splits import Splits
 from experiments.inference import Inference, mask_of
+from experiments.nnunet_segmenter import ImportedSegmenter, imported, maker_of
 from experiments.quality import VARIANTS, agreement_of, agreement_report
 from experiments.trained_segmenter import (
     PLAIN,
@@ -30,6 +31,25 @@ from lightning_modules.metrics.segmentation import dice
 
 REPORT = "quality.json"
 """How well agreement stands for Dice, see ``experiments.quality.agreement_report``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Crew:
+    """Who predicts whom.
+
+    Attributes:
+        table: The cohort.
+        scans: Its scans of the segmenters' sequence.
+        segmenters: All of them.
+        makers: Their records, by checkpoint hash.
+        chosen: By scan id, the segmenters that may predict it; empty where all trained on its patient.
+    """
+
+    table: Cohort
+    scans: Sequence[Scan]
+    segmenters: Sequence[TrainedSegmenter]
+    makers: Mapping[str, Segmenter]
+    chosen: Mapping[str, Sequence[TrainedSegmenter]]
 
 
 def make_masks(
@@ -46,7 +66,7 @@ def make_masks(
     it stopped: finished masks are recognised by their segmenters and their content.
 
     Args:
-        path: A segmenter's run directory, or a folder of several (a study).
+        path: A segmenter's run directory, a folder of several (a study), or a model imported from nnU-Net.
         out: Folder for ``<scan_id>.nii.gz`` and ``masks.json``.
         cohort: Another cohort table than the one trained on; its patients count as outside the split
             unless they have the same ids.
@@ -61,26 +81,19 @@ def make_masks(
         InputError: No segmenter, segmenters of different splits, a patient whom all trained on, or a folder that
             holds masks made with other options.
     """
-    segmenters = [TrainedSegmenter(run) for run in segmenter_runs(path)]
-    hashes = {segmenter.identity.split_sha256 for segmenter in segmenters}
-    if len(hashes) > 1:
-        raise InputError(f"{path}: segmenters of {len(hashes)} different splits; give those of one study")
-    check_same_preprocessing(segmenters)
-    for segmenter in segmenters:
+    crew = imported_crew(path, cohort) if imported(path) else _crew(path, cohort)
+    scans, chosen = crew.scans, crew.chosen
+    for segmenter in crew.segmenters:
         segmenter.check(inference)
-    table, splits = _cohort_and_splits(segmenters[0], cohort)
-    scans = list(table.select(sequences=segmenters[0].sequences).scans)
-    chosen = {scan.scan_id: eligible(scan.patient_id, segmenters, splits) for scan in scans}
     stuck = sorted({scan.patient_id for scan in scans if not chosen[scan.scan_id]})
     if stuck:
-        folds = ", ".join(str(segmenter.identity.fold) for segmenter in segmenters)
+        folds = ", ".join(str(segmenter.identity.fold) for segmenter in crew.segmenters)
         raise InputError(
             *(f"patient {patient!r}: every segmenter given (fold {folds}) trained on it; train the other folds too"
               for patient in stuck)
         )  # fmt: skip
     originals = [file for scan in scans for file in (scan.image, scan.mask) if file is not None]
     check_no_overwriting({scan.scan_id: out / f"{scan.scan_id}.nii.gz" for scan in scans}, originals)
-    makers = {segmenter.checkpoint_sha256: _maker(segmenter, splits) for segmenter in segmenters}
     asked = dataclasses.asdict(inference)
     masks = _finished(out, asked)
     console = Console(file=sys.stderr)
@@ -90,11 +103,50 @@ def make_masks(
         if done is not None and done.segmenters == names and (done.agreement is not None or not variations):
             continue
         masks[scan.scan_id] = _predict(scan, chosen[scan.scan_id], names, out, inference, variations)
-        kept = {key: value for key, value in masks.items() if set(value.segmenters) <= set(makers)}
-        MaskSet(out, makers, kept, inference=asked).save()
+        kept = {key: value for key, value in masks.items() if set(value.segmenters) <= set(crew.makers)}
+        MaskSet(out, crew.makers, kept, inference=asked).save()
     made = MaskSet.load(out)
-    write_json(out / REPORT, agreement_report(made.masks, {scan.scan_id: scan.patient_id for scan in table.scans}))
+    write_json(out / REPORT, agreement_report(made.masks, {scan.scan_id: scan.patient_id for scan in crew.table.scans}))
     return made
+
+
+def _crew(path: Path, cohort: Path | None) -> Crew:
+    """The trained segmenters of a run or study."""
+    segmenters = [TrainedSegmenter(run) for run in segmenter_runs(path)]
+    hashes = {segmenter.identity.split_sha256 for segmenter in segmenters}
+    if len(hashes) > 1:
+        raise InputError(f"{path}: segmenters of {len(hashes)} different splits; give those of one study")
+    check_same_preprocessing(segmenters)
+    table, splits = _cohort_and_splits(segmenters[0], cohort)
+    scans = list(table.select(sequences=segmenters[0].sequences).scans)
+    chosen = {scan.scan_id: eligible(scan.patient_id, segmenters, splits) for scan in scans}
+    makers = {segmenter.checkpoint_sha256: _maker(segmenter, splits) for segmenter in segmenters}
+    return Crew(table, scans, segmenters, makers, chosen)
+
+
+def imported_crew(path: Path, cohort: Path | None) -> Crew:
+    """The folds of a model imported from nnU-Net: a patient's mask comes from those that did not train on the patient.
+
+    Where a fold holds the patient for testing, it alone makes the mask, as with hepastage's own segmenters: a fold that
+    holds the patient for validation has trained on others of the same test part.
+
+    Where it is not known whom a fold trained on, all folds make all masks; their record says that it is unknown, and
+    a classifier refuses them as out of fold.
+
+    Raises:
+        InputError: No cohort is given: the model knows of none.
+    """
+    if cohort is None:
+        raise InputError(f"{path}: was imported from nnU-Net and knows no cohort; give one as --cohort")
+    segmenters = ImportedSegmenter(path).alone()
+    table = Cohort.load(cohort)
+    scans = list(table.select(sequences=segmenters[0].sequences).scans)
+    chosen = {}
+    for scan in scans:
+        able = [item for item in segmenters if scan.patient_id not in (item.folds[0].trained_on or ())]
+        chosen[scan.scan_id] = [item for item in able if scan.patient_id in item.folds[0].tested] or able
+    makers = {item.checkpoint_sha256: maker_of(item.folds[0], item.model) for item in segmenters}
+    return Crew(table, scans, segmenters, makers, chosen)
 
 
 def eligible(patient: str, segmenters: Sequence[TrainedSegmenter], splits: Splits) -> list[TrainedSegmenter]:
@@ -178,5 +230,6 @@ def _predict(
     write_nifti(target, mask, image.affine, like=scan.image)
     score = None if scan.mask is None else dice(mask, read_mask(scan.mask, scan.mask_labels).data)
     agreed, entropy = (None, None) if agreement is None else (agreement.dice, agreement.border_entropy)
-    band, source = quality_of(score, scan.quality, agreed)
+    # variations of one segmenter's prediction rank scans well but agree far better than they are right: no band
+    band, source = quality_of(score, scan.quality, agreed if kind == "segmenters" else None)
     return MaskRecord(target.name, sha256_of_file(target), names, score, band, source, agreed, kind, entropy)

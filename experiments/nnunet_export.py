@@ -131,7 +131,10 @@ def parts(splits: Splits) -> tuple[set[str], set[str]]:
 
 
 def folds_json(splits: Splits, training: Sequence[Scan]) -> list[dict[str, list[str]]]:
-    """``splits_final.json``: case names by fold; a patient's scans stay together."""
+    """``splits_final.json``: case names by fold; a patient's scans stay together.
+
+    ``test``, which nnU-Net does not read, is the tested part of ``val``: an import of the trained model needs it.
+    """
     folds = []
     for fold in splits.folds:
         held_out = {*fold.valid, *fold.test}
@@ -139,6 +142,7 @@ def folds_json(splits: Splits, training: Sequence[Scan]) -> list[dict[str, list[
             {
                 "train": [scan.scan_id for scan in training if scan.patient_id in set(fold.train)],
                 "val": [scan.scan_id for scan in training if scan.patient_id in held_out],
+                "test": [scan.scan_id for scan in training if scan.patient_id in set(fold.test)],
             }
         )
     return folds

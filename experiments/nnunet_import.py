@@ -33,12 +33,14 @@ class ImportedFold:
         sha256: Hash of nnU-Net's checkpoint file; the network's name in records of masks.
         cases: The cases it trained on; None where that is unknown.
         trained_on: Their patients; None where that is unknown.
+        tested: Patients of the fold's test part, where the splits tell them apart from those of ``val``.
     """
 
     fold: str
     sha256: str
     cases: tuple[str, ...] | None
     trained_on: tuple[str, ...] | None
+    tested: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,7 +160,9 @@ def load_model(path: Path) -> tuple[ImportedModel, list[dict[str, torch.Tensor]]
     plans, dataset = json.loads(payload["plans"]), json.loads(payload["dataset"])
     settings = settings_of(plans, dataset, about["configuration"], about["liver"], str(path))
     folds = tuple(
-        ImportedFold(item["fold"], item["sha256"], _tuple(item["cases"]), _tuple(item["trained_on"]))
+        ImportedFold(
+            item["fold"], item["sha256"], _tuple(item["cases"]), _tuple(item["trained_on"]), tuple(item["tested"])
+        )
         for item in about["folds"]
     )
     model = ImportedModel(
@@ -256,11 +260,13 @@ def _fold(
 ) -> ImportedFold:
     if splits is None:
         return ImportedFold(fold, sha256, None, None)
+    tested: set[str] = set()
     try:
         if fold == "all":
             cases = {case for entry in splits for part in ("train", "val") for case in entry[part]}
         else:
             cases = set(splits[int(fold)]["train"])
+            tested = set(splits[int(fold)].get("test", ()))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"{splits_path}: says nothing of fold {fold} ({error!r}); give the model's own as --splits-final"
@@ -275,7 +281,13 @@ def _fold(
             f"--cohort: has no scan {', '.join(unknown[:8])}, which fold {fold} trained on; give the table that was "
             "exported, or leave --cohort out: the patients are then unknown"
         )
-    return ImportedFold(fold, sha256, names, tuple(sorted({patients[name] for name in names})))
+    return ImportedFold(
+        fold,
+        sha256,
+        names,
+        tuple(sorted({patients[name] for name in names})),
+        tuple(sorted({patients[name] for name in tested if name in patients})),
+    )
 
 
 def _write(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from datamodules.errors import InputError
-from datamodules.nnunet_preprocessing import SCHEMES, NNUNetGrid, Resampling
+from datamodules.nnunet_preprocessing import SCHEMES, NNUNetGrid, Order, Resampling
 
 _PLAIN_READERS = ("SimpleITKIO", "NibabelIO")
 _TURNING_READERS = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
@@ -215,7 +215,13 @@ def liver_output(labels: Mapping[str, Any], wanted: str | None, where: str) -> i
 def _resampling(arguments: Mapping[str, Any], order: int) -> Resampling:
     separate = arguments.get("force_separate_z")
     return Resampling(
-        int(arguments.get("order", order)),
-        int(arguments.get("order_z", 0)),
+        _order(arguments.get("order", order)),
+        _order(arguments.get("order_z", 0)),
         None if separate is None else bool(separate),
     )
+
+
+def _order(value: Any) -> Order:
+    """The order of a spline, 0 to 5."""
+    known: tuple[Order, ...] = get_args(Order)
+    return known[known.index(int(value))]

@@ -50,6 +50,8 @@ class ImportedSegmenter(TrainedSegmenter):
         }
         self.device = device if device is not None else best_device()
         settings = self.model.settings
+        # not hepastage's: compared only, to refuse an average over two grids
+        self.preprocessing: Any = settings.grid
         self._networks = []
         for fold, values in zip(self.model.folds, weights, strict=True):
             if fold.fold in wanted:
@@ -58,11 +60,6 @@ class ImportedSegmenter(TrainedSegmenter):
                 self._networks.append(network.to(self.device).eval())
         # one network is called by its own hash, so that a fold alone and in the ensemble have one name in records
         self.checkpoint_sha256 = self.folds[0].sha256 if len(self.folds) == 1 else _joined(self.folds)
-
-    @property
-    def preprocessing(self) -> Any:
-        """The plan's grid; equal for models that may be averaged."""
-        return self.model.settings.grid
 
     @torch.inference_mode()
     def variants(
