@@ -20,6 +20,7 @@ from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_json, write_json, write_text
 from experiments.batch_parts import compute_in_parts
 from experiments.cell import PATH_KEYS, add_watchers, identity_of, place
+from experiments.cli_checks import process_faults, trainer_faults
 from experiments.cli_errors import explained, misfits
 from experiments.cli_given import class_changes, given_of, located
 from experiments.cli_words import expand_run, take_restart, with_shipped
@@ -74,6 +75,8 @@ class HepastageCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Decide the cell's id and directory, and send checkpoints and logs there."""
+        if faults := trainer_faults(self.config.trainer):
+            raise InputError(*faults)
         for key in PATH_KEYS:
             value = self.config.data.init_args.get(key)
             if value is not None:
@@ -213,7 +216,7 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
             say(line)
     if not isinstance(cli.datamodule, CohortDataModule):
         raise InputError("data: is not one of hepastage's data modules; set data.class_path")
-    faults = misfits(cli.model, cli.datamodule)
+    faults = [*misfits(cli.model, cli.datamodule), *process_faults(cli.model, cli.datamodule, cli.trainer)]
     if faults:
         raise InputError(*faults)
     return cli

@@ -31,6 +31,14 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
     # small cohorts have fewer batches than Lightning's logging interval; metrics are logged by epoch
     warnings.filterwarnings("ignore", message=r".*The number of training batches .* is smaller than the logging.*")
+    # repeated scans of a distributed sampler are counted once: metrics and records are gathered by scan
+    warnings.filterwarnings("ignore", message=r".*Using `DistributedSampler` with the dataloaders.*")
+    # metrics over all patients are computed from what was gathered, alike in each process: no mean over processes
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(valid|test)/.*sync_dist=True.*")
+    # the gradients of one-channel kernels lie in another order than DDP's buckets: a copy more, the same numbers
+    warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides.*")
+    # the batch Dice's sum over processes: PyTorch's newer function has no gradient on processors
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.nn\.functional\.all_reduce is deprecated.*")
 
 
 def quieten_lightning() -> None:

@@ -148,6 +148,8 @@ def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
         score = getattr(best, "best_model_score", None)
         text = "" if score is None else f"best {getattr(best, 'monitor', '')} {float(score):.3f}, in "
         say(f"{command} done: {text}{_shown(cli.directory.path)}")
+    # all processes must see that it is done before one of them asks whether it is
+    cli.trainer.strategy.barrier("finished")
 
 
 def say(text: str) -> None:
