@@ -34,6 +34,9 @@ TYPES = {
 }
 """What a person calls Python's types."""
 
+WHERE = {"cohort": "data.init_args.cohort"}
+"""Whole keys of what is required."""
+
 CHOICES = {
     "trainer.precision": "choose one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
     "trainer.strategy": "choose one of auto, ddp, fsdp or a class_path",
@@ -82,6 +85,10 @@ def readable(message: str, known: Sequence[str] = ()) -> str:
     unknown = unknown or re.search(r"[Uu]nrecognized arguments?: -*([^\s=]+)", text)
     if unknown:
         return f"unknown key {unknown.group(1)!r}; {did_you_mean(unknown.group(1), known)}{ADVICE}"
+    required = re.search(r"arguments are required: (.+?)(?:;|$)", text)
+    if required:
+        names = [WHERE.get(name, name) for name in required.group(1).split(", ")]
+        return f"{', '.join(names)}: is required and not given; set it in a file or with --{names[0]}; {ADVICE}"
     missing = re.search(r"(?:class_path '|path string: |Got value: \[')([\w.]+)", text)
     if missing and re.search("class_path '|dot import path|valid subclass", text):
         return f"there is no class {missing.group(1)!r}; {near_class(missing.group(1))}"

@@ -10,6 +10,7 @@ import yaml
 
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import InputError
+from experiments.cli_hints import did_you_mean
 
 
 def with_shipped(arguments: Sequence[str]) -> list[str]:
@@ -95,7 +96,8 @@ def shipped(word: str, before: str) -> str:
     if candidate.is_file():
         return str(candidate)
     known = sorted(str(path)[:-5] for path in shipped_names())
-    raise InputError(f"{word}: no such configuration file; shipped ones are {', '.join(known)}")
+    hint = did_you_mean(word, known)
+    raise InputError(f"{word}: no such configuration file; {hint}shipped ones are {', '.join(known)}")
 
 
 def _check_yaml(path: Path) -> None:
@@ -106,6 +108,9 @@ def _check_yaml(path: Path) -> None:
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise InputError(f"{path}: cannot be read as YAML: {line}{error.problem}; correct it") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({error}); correct it") from error
     if not isinstance(value, dict):

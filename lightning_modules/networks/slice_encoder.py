@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _wrap_blocks(network: Any, backbone: str, initial_pass: float) -> None:
 def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str | Path | None) -> Any:
     """Build the backbone, with weights from the index, from a file, or none."""
     if not timm.is_model(backbone.split(".")[0]):
-        near = timm.list_models(f"*{backbone.split('.')[0].split('_')[0]}*")[:5]
+        near = difflib.get_close_matches(backbone.split(".")[0], timm.list_models(), n=5)
         raise ValueError(f"backbone {backbone!r} is not known to timm {timm.__version__}; near names: {near}")
     options: dict[str, Any] = {"features_only": True, "in_chans": in_channels}
     if "swin" in backbone:
