@@ -177,6 +177,7 @@ def test_asked_for_patients_are_there(logged: Logged) -> None:
     table = table_of(test, "test/predictions")
     place = table["columns"].index("patient_id")
     assert sorted(row[place] for row in table["data"]) == sorted(TESTED)
+    assert test.summary["test/attention_worst._type"] == "images/separated"
     overlays = logged.read["segmenter test"]
     for which in ("worst", "best"):
         assert overlays.summary[f"test/overlays_{which}._type"] == "images/separated"
