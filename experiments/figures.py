@@ -15,6 +15,7 @@ from experiments.compare_metrics import NAMES
 from experiments.compare_records import Unit
 from experiments.compare_results import FamilyResult
 from experiments.figures_masks import dice_figure, mask_quality_figure, volumes_figure
+from experiments.figures_roc import roc_figure
 from experiments.figures_style import (
     CARD,
     GRID,
@@ -27,14 +28,12 @@ from experiments.figures_style import (
     new_axes,
     style,
 )
-from experiments.statistics_bootstrap import patient_weights
 from experiments.statistics_calibration import net_benefit, reliability_curve, usual_bins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
-_CURVE_RESAMPLES = 400
 
 _Row = tuple[str, float, float, float, Sequence[float], str]
 Draw = Callable[[FamilyResult], "Figure | None"]
@@ -111,46 +110,6 @@ def _units(found: FamilyResult, arm: str) -> list[Unit]:
 
 def _estimable(found: FamilyResult) -> bool:
     return found.family.kind == "binary" and min(found.counts) > 0
-
-
-def roc_values(target: NDArray[np.int64], scores: Floats, weights: Floats, grid: Floats) -> Floats:
-    """Sensitivity at given false positive rates for rows of weights, shape (R, len(grid)); ties drawn as diagonals."""
-    _, groups = np.unique(-scores, return_inverse=True)
-    result = np.empty((len(weights), len(grid)))
-    positive = target == 1
-    for index, row in enumerate(weights):
-        up = np.bincount(groups, row * positive).cumsum()
-        out = np.bincount(groups, row * ~positive).cumsum()
-        # at a vertical step the higher sensitivity counts
-        x, y = np.concatenate([[0], out / out[-1]]), np.concatenate([[0], up / up[-1]])
-        last = np.append(np.diff(x) > 0, True)
-        result[index] = np.interp(grid, x[last], y[last])
-    return result
-
-
-def _roc(found: FamilyResult) -> Figure | None:
-    if not _estimable(found):
-        return None
-    figure, axes = new_axes(4.5)
-    grid = np.linspace(0, 1, 101)
-    arms = drawn_arms(found)
-    for place, arm in enumerate(arms):
-        members = _units(found, arm)
-        target = members[0].target
-        ones = np.ones((1, len(target)))
-        curve = np.mean([roc_values(target, unit.scores, ones, grid)[0] for unit in members], axis=0)
-        weights = np.concatenate(list(patient_weights(target, _CURVE_RESAMPLES, seed=0))).astype(float)
-        spread = np.mean([roc_values(target, unit.scores, weights, grid) for unit in members], axis=0)
-        low, high = np.quantile(spread, [0.025, 0.975], axis=0)
-        area = found.result(arm).metrics.get("auc")
-        label = arm if area is None else f"{arm}  {area.estimate:.2f}"
-        axes.fill_between(grid, low, high, color=SERIES[place], alpha=0.13, linewidth=0)
-        axes.plot(grid, curve, color=SERIES[place], label=label)
-    axes.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
-    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="1 − specificity", ylabel="Sensitivity")
-    axes.set_box_aspect(1)
-    legend(axes, len(arms))
-    return figure
 
 
 def _forest(rows: Sequence[_Row], label: str, at: float | None) -> Figure:
@@ -270,7 +229,7 @@ _FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
         "Right of the dashed line the arm scores higher than the reference; a line that crosses it settles nothing.",
         _differences,
     ),
-    ("roc", "ROC curves", "Mean over seeds; the band holds 95 % of resampled curves at each point.", _roc),
+    ("roc", "ROC curves", "Mean over seeds; the band holds 95 % of resampled curves at each point.", roc_figure),
     (
         "patients",
         "Each patient",

@@ -45,6 +45,17 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def new_panels(height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of the usual width with two panels in a row, each row this high in inches; what is spare stays empty."""
+    import matplotlib.pyplot as plt
+
+    rows = -(-count // 2)
+    figure, panels = plt.subplots(rows, 2, figsize=(_WIDTH, height * rows), squeeze=False)
+    for axes in panels.flat[count:]:
+        axes.set_axis_off()
+    return figure, list(panels.flat[:count])
+
+
 def drawn_arms(found: FamilyResult) -> list[str]:
     """The arms that curves show: reference first, probes left out, at most six."""
     return [arm.arm for arm in found.arms if arm.role != "probe"][:SHOWN]
@@ -66,9 +77,8 @@ def legend(axes: Axes, count: int) -> None:
     _, labels = axes.get_legend_handles_labels()
     columns = 1 if count < 3 or max(map(len, labels), default=0) > _LONG else 2
     rows = -(-len(labels) // columns)
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
     if rows > 2 and figure is not None:
         width, height = figure.get_size_inches()
         figure.set_size_inches(width, height + 0.18 * (rows - 2))
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderpad": 0.1}
-    axes.legend(**place, ncols=columns, fontsize=8.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, fontsize=8.5, borderpad=0.1)

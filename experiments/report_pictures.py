@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from experiments.compare_records import RUN
@@ -83,7 +83,7 @@ def drawn(found: FamilyResult, folder: str) -> list[Drawn]:
     if RUN not in frame or "scan_id" not in frame:
         return []
     segmentation = found.family.kind == "segmentation"
-    values = frame["dice"] if segmentation else _truth_probability(found)
+    values = frame["dice"].to_numpy(dtype=float) if segmentation else _truth_probability(found)
     rows = []
     columns = [RUN, "arm", "seed", "patient_id", "scan_id", "target"]
     for item, value in zip(frame.reindex(columns=columns).to_dict("records"), values, strict=True):
@@ -95,18 +95,21 @@ def drawn(found: FamilyResult, folder: str) -> list[Drawn]:
                 rows.append(Drawn(path, *who, float(value), target))
     rows.sort(key=lambda row: (row.value, row.arm, row.scan, row.seed, row.path))
     # where every fold tests the same patients, the fold that did worst stands for a scan
-    return list({(row.arm, row.seed, row.scan): row for row in reversed(rows)}.values())[::-1]
+    first: dict[tuple[str, int, str], Drawn] = {}
+    for row in rows:
+        first.setdefault((row.arm, row.seed, row.scan), row)
+    return list(first.values())
 
 
-def _truth_probability(found: FamilyResult) -> Sequence[float]:
+def _truth_probability(found: FamilyResult) -> NDArray[np.float64]:
     """Probability given to the true class, for each row of the family."""
     frame = found.family.frame
     target = frame["target"].to_numpy(dtype=int)
     if found.family.kind == "binary":
         positive = frame["prob"].to_numpy(dtype=float)
-        return np.where(target == 1, positive, 1 - positive).tolist()
+        return np.where(target == 1, positive, 1 - positive)
     shares = frame[[f"prob_{index}" for index in range(found.family.classes)]].to_numpy(dtype=float)
-    return shares[np.arange(len(target)), target].tolist()
+    return np.asarray(shares[np.arange(len(target)), target], dtype=np.float64)
 
 
 def montage(found: FamilyResult) -> dict[str, Any] | None:

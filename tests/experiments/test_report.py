@@ -1,18 +1,26 @@
 from __future__ import annotations
 
-import json
+import base64
+import io
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from datamodules.errors import InputError
 from experiments.compare import compare
+from experiments.compare_tables import as_latex
 from experiments.figures import write_figures
 from experiments.report import as_html, write_outputs
-from tests.experiments.study import add_segmenter, make_study
+from experiments.report_checklist import checklist
+from experiments.report_pictures import encoded
+from tests.experiments.browser import check
+from tests.experiments.study import add_attention, add_people, add_segmenter, make_study
 
 QUICK = 200
 
@@ -22,6 +30,8 @@ def binary_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("binary")
     study = make_study(folder, strengths={"direct": 1.0, "segmentation_first": 1.8, "probe_outside": 0.0})
     add_segmenter(study)
+    add_attention(study, "segmentation_first")
+    add_people(study)
     return write_outputs(compare([study], resamples=QUICK), folder / "out")[0]
 
 
@@ -29,6 +39,7 @@ def binary_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def staging_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("staging")
     study = make_study(folder, classes=3, seeds=1, fixed_test=True)
+    add_attention(study, "segmentation_first")
     return write_outputs(compare([study], resamples=QUICK), folder / "out")[0]
 
 
@@ -71,6 +82,12 @@ def test_the_page_says_what_a_reader_must_know(binary_page: Path) -> None:
         "folds are pooled",
         "0123456789abcdef",
         "80 % power",
+        "Operating points and calibration",
+        "Against the Dice of the masks",
+        "Where the classifiers looked",
+        "By sex",
+        "Time, all runs",
+        "TRIPOD+AI",
     ):
         assert words in text
     assert "nan" not in re.findall(r"\bnan\b", text.lower())
@@ -99,56 +116,79 @@ def test_figures_for_paper(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
 
 
-def browse(page: Path, folder: Path, script: str, width: int) -> tuple[dict[str, object], str]:
-    """Open a copy of the page with a script at its end; its result, and what the console said."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on this machine: the report is not opened in a browser")
-    copy = folder / "page.html"
-    ending = (
-        f"<script>document.body.setAttribute('data-result',JSON.stringify((function(){{{script}}})()));</script></body>"
-    )
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", ending), encoding="utf-8")
-    done = subprocess.run(
-        [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--disable-dev-shm-usage",
-            "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
-            "--dump-dom", copy.as_uri(),
-        ],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    found = re.search(r'<body data-result="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    return json.loads(found[1].replace("&quot;", '"')), console
+def test_the_checklist_answers_what_the_runs_hold_and_no_more(tmp_path: Path) -> None:
+    study = make_study(tmp_path, seeds=1, patients=24, folds=2)
+    items = {item.asked: item for item in checklist(compare([study], resamples=QUICK))}
+    shared = next(item for item in items.values() if item.claim == "19, 20")
+    assert shared.answered and "5a5a5a5a5a5a" in shared.answer and shared.tripod == "12a"
+    probes = next(item for name, item in items.items() if "shortcuts" in name)
+    assert probes.answered and "by mask quality" in probes.answer
+    assert not any(item.answered for name, item in items.items() if "ethics" in name or "Patients, elig" in name)
+    seeds = next(item for item in items.values() if item.claim == "26, 27")
+    assert not seeds.answered and seeds.answer == "one seed only"
+    for path in study.rglob("provenance.json"):
+        path.unlink()
+    bare = {item.asked: item for item in checklist(compare([study], resamples=QUICK))}
+    assert bare["Software and versions"].answer == "not recorded"
 
 
-LOOK = """
-const table=document.querySelector('table.sortable'),column=2;
-const button=table.tHead.rows[0].cells[column].querySelector('button');
-const rows=function(){return Array.from(table.tBodies[0].rows);};
-const read=function(){return rows().map(function(row){return parseFloat(row.cells[column].textContent);});};
-button.click();const down=read();button.click();const up=read();
-return {figures:document.querySelectorAll('figure svg').length,
- empty:Array.from(document.querySelectorAll('figure svg')).filter(function(svg){const box=svg.getBoundingClientRect();
-   return box.width<100||box.height<40||svg.querySelectorAll('path').length<3;}).length,
- broken:Array.from(document.images).filter(function(image){return !image.complete||image.naturalWidth===0;}).length,
- down:down,up:up,page:document.documentElement.scrollWidth,window:window.innerWidth};
-"""
+def test_a_large_picture_is_scaled_down_and_a_small_one_is_kept(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (800, 2400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    kind, _, content = encoded(tmp_path / "large.png").partition(";base64,")
+    assert kind == "data:image/jpeg"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+        assert picture.size == (900, 300)
+    Image.fromarray(noise[:20, :20]).save(tmp_path / "small.png")
+    assert base64.b64decode(encoded(tmp_path / "small.png").partition(",")[2]) == (tmp_path / "small.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes((tmp_path / "large.png").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"torn\.png: is not a picture"):
+        encoded(tmp_path / "torn.png")
 
 
-@pytest.mark.parametrize("width", [1280, 500])
-@pytest.mark.parametrize("kind", ["binary", "staging"])
-def test_the_page_works_in_a_browser(kind: str, width: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    page: Path = request.getfixturevalue(f"{kind}_page")
-    seen, console = browse(page, tmp_path, LOOK, width)
-    assert console == ""
-    assert seen["empty"] == 0
-    assert seen["broken"] == 0
-    assert int(str(seen["figures"])) >= (8 if kind == "binary" else 2)
-    assert seen["down"] == sorted(seen["down"], reverse=True)  # type: ignore[call-overload]  # a list of numbers
-    assert seen["up"] == sorted(seen["up"])  # type: ignore[call-overload]  # a list of numbers
-    # tables scroll inside their card; the page itself never does so sideways
-    assert int(str(seen["page"])) <= int(str(seen["window"]))
+def test_each_scan_is_shown_once_worst_first(staging_page: Path) -> None:
+    text = staging_page.read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>(P\d+_T2W) · truth (\d), given ([\d.]+)", text)
+    # three folds test the same patients: eight pictures in each, of the same eight scans
+    assert len({scan for scan, _, _ in captions}) == len(captions) == 8
+    given = [float(value) for _, _, value in captions]
+    assert given == sorted(given)
+
+
+def test_the_latex_tables_compile_and_escape_names(tmp_path: Path) -> None:
+    strengths = {"direct": 1.0, "100% a_b & c#": 1.2, r"odd{name}~^\x": 1.1}
+    study = make_study(tmp_path, patients=24, folds=2, seeds=1, strengths=strengths, name="s")
+    add_segmenter(study, patients=24, folds=2)
+    latex = as_latex(compare([study], resamples=QUICK))
+    assert r"100\% a\_b \& c\#" in latex
+    assert r"odd\{name\}\textasciitilde{}\textasciicircum{}\textbackslash{}x" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 5
+    body = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum|infty|geq|ldots)\b", "", latex)
+    for line in body.splitlines():
+        if line.endswith(r"\\"):
+            # a sign that LaTeX would read as its own
+            assert not re.search(r"(?<!\\)[%#_]", line), line
+    for table in latex.split(r"\begin{tabular}")[1:]:
+        columns = re.search(r"\{(l?r+)\}", table)
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert columns and all(len(re.findall(r"(?<!\\)&", line)) == len(columns[1]) - 1 for line in rows)
+    compiler = shutil.which("pdflatex") or shutil.which("tectonic")
+    if compiler is None:
+        pytest.skip("no LaTeX on this machine: the tables are checked by eye of the parser only")
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\tiny\n" + latex + "\\end{document}"
+    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
+    command = [compiler, "t.tex"] if "tectonic" in compiler else [compiler, "-interaction=nonstopmode", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize(("kind", "figures"), [("binary", 10), ("staging", 4)])
+def test_the_page_works_in_a_browser(kind: str, figures: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    check(request.getfixturevalue(f"{kind}_page"), tmp_path, figures)
+
+
+def test_the_demos_own_report_works_in_a_browser(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "runs" / "demo" / "report.html"
+    if not page.is_file():
+        pytest.skip("no runs/demo/report.html: 'make demo' makes it")
+    check(page, tmp_path, 6)

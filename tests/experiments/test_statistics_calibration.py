@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
+from scipy import stats
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, cohen_kappa_score, f1_score
@@ -49,8 +51,33 @@ def test_calibration_line_equals_logistic_regression_and_knows_overconfidence() 
     assert calibration_line(target, expit(logits + 1)).intercept == pytest.approx(line.intercept - 1, abs=1e-6)
 
 
+def test_calibration_intervals_hold_what_the_likelihood_ratio_test_does_not_refuse() -> None:
+    target, values = risks(60, seed=3)
+    line = calibration_line(target, values)
+    logits = np.log(values / (1 - values))
+    assert line.slope_interval is not None and line.intercept_interval is not None
+    family = sm.families.Binomial()
+    best = sm.GLM(target, sm.add_constant(logits), family=family).fit().llf
+    for end in line.slope_interval:
+        # the slope held at the end of its interval, the intercept free
+        held = sm.GLM(target, np.ones(60), family=family, offset=end * logits).fit().llf
+        assert 2 * (best - held) == pytest.approx(stats.chi2.ppf(0.95, 1), abs=1e-3)
+    free = sm.GLM(target, np.ones(60), family=family, offset=logits).fit()
+    assert line.intercept == pytest.approx(free.params[0], abs=1e-6)
+    for end in line.intercept_interval:
+        fixed = family.loglike(target, expit(end + logits))
+        assert 2 * (free.llf - fixed) == pytest.approx(stats.chi2.ppf(0.95, 1), abs=1e-3)
+    assert line.slope_interval.low < line.slope < line.slope_interval.high
+    wide = calibration_line(target, values, level=0.99).slope_interval
+    assert wide is not None and wide.high > line.slope_interval.high
+
+
 def test_separated_or_constant_probabilities_have_no_slope() -> None:
-    assert "separated" in calibration_line([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]).note
+    separated = calibration_line([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
+    assert "separated" in separated.note
+    assert separated.slope_interval is not None
+    assert 0 < separated.slope_interval.low < 1 and separated.slope_interval.high == np.inf
+    assert calibration_line([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.9]).slope_interval is None
     constant = calibration_line([0, 1, 1, 1], [0.75] * 4)
     assert np.isnan(constant.slope)
     assert constant.intercept == pytest.approx(0, abs=1e-9)

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from experiments.statistics import (
     auc,
+    auc_interval,
     delong_covariance,
     delong_interval,
     delong_test,
@@ -46,6 +47,27 @@ def test_delong_equals_proc(test_data: Path, first: str, second: str, p_value: f
     assert tested.auc_a == pytest.approx(roc_auc_score(target, table[first]), abs=1e-14)
     swapped = delong_test(target, table[second], table[first])
     assert swapped.z == pytest.approx(-tested.z)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("marker", "low", "area", "high"), [("s100b", 0.6301, 0.7314, 0.8326)])
+def test_delong_variance_gives_the_interval_that_proc_prints(
+    marker: str, low: float, area: float, high: float, test_data: Path
+) -> None:
+    table = pd.read_csv(test_data / "roc_aSAH" / "aSAH.csv")
+    areas, covariance = delong_covariance((table["outcome"] == "Poor").astype(int), table[marker])
+    half = stats.norm.ppf(0.975) * math.sqrt(covariance[0, 0])
+    assert [areas[0] - half, areas[0], areas[0] + half] == pytest.approx([low, area, high], abs=5e-5)
+
+
+def test_the_interval_of_an_auc_answers_everywhere() -> None:
+    target, first, _ = tied()
+    assert list(auc_interval(target, first)) == list(delong_interval(target, first))
+    perfect = auc_interval([0, 0, 1, 1], [1, 2, 3, 4])
+    assert (perfect.method, perfect.high) == ("Newcombe method 5", 1.0)
+    assert auc_interval([0, 0, 1], [1, 3, 2]).method == "Newcombe method 5"
+    with pytest.raises(ValueError, match="not estimable"):
+        auc_interval([1, 1], [0.2, 0.3])
 
 
 def test_auc_equals_scikit_learn_with_ties() -> None:
