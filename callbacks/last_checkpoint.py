@@ -192,6 +192,8 @@ def fault_of(path: Path) -> str | None:
     Args:
         path: A checkpoint as PyTorch writes it: a zip archive.
     """
+    if path.is_dir():
+        return "is a folder of parts (give FSDPStrategy 'state_dict_type: full')"
     try:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()

@@ -16,13 +16,20 @@ HELP = {
 }
 
 
+MORE = {
+    "fit": " An unfinished training goes on from its last whole checkpoint; --restart begins anew.",
+    "validate": " --ckpt last or --ckpt FILE takes another checkpoint than the best.",
+    "test": " --ckpt last or --ckpt FILE takes another checkpoint than the best.",
+}
+
+
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the four commands to the overview; their own arguments are parsed by the Lightning command line."""
     for name, text in HELP.items():
         parser = subparsers.add_parser(
             name,
             help=text,
-            description=text + ". 'hepastage fit --print_config -c CONFIG.yaml' shows every key.",
+            description=f"{text}.{MORE.get(name, '')} 'hepastage fit --print_config -c CONFIG.yaml' shows every key.",
             allow_abbrev=False,
         )
         parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -43,6 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         from experiments.predict import run_predict
 
         return run_predict(rest)
+    from experiments.shared_fate import together
+
+    return together(lambda: _carry_out(command, rest))
+
+
+def _carry_out(command: str, rest: list[str]) -> int:
+    """What one process does."""
     from experiments.cli_given import given_of
     from experiments.cli_precheck import precheck
     from experiments.cli_words import expand_run, take_restart, with_shipped

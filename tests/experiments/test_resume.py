@@ -122,3 +122,13 @@ def test_sigterm_ends_cleanly_and_the_run_goes_on(
 @pytest.mark.slow
 def test_twenty_kills(tiny_cohort: Tiny, tmp_path: Path, whole: tuple[RunDirectory, int]) -> None:
     check_kills(tiny_cohort, tmp_path, whole, range(100, 120))
+
+
+@pytest.mark.slow
+def test_loader_processes_change_nothing(tiny_cohort: Tiny, tmp_path: Path, whole: tuple[RunDirectory, int]) -> None:
+    words = words_of(tiny_cohort, tmp_path / "runs", "--data.init_args.workers", "2")
+    assert run_killed(words, whole[1] * 6 // 10) == -signal.SIGKILL
+    log = tmp_path / "log"
+    assert run_killed(words, log=log) == 0, log.read_text()
+    assert "going on after epoch 2" in log.read_text()
+    assert_same(only_run(tmp_path / "runs"), whole[0])
