@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,39 @@ def make_plan(study: Study, places: Places, folder: GridFolder, reason: str, cod
         InputError: Every lie of the study: an unknown key, a missing file, a wrong type, two cells that are one.
     """
     cells = all_cells(study, places.splits)
+    # parsing makes millions of small objects that are all needed: looking for cycles among them is time for nothing
+    gc.disable()
+    try:
+        planned = _resolved_cells(study, places, cells)
+    finally:
+        gc.enable()
+    keys = {name: [cell["key"] for cell in planned if cell["arm"] == name] for name in (s.name for s in study.needed)}
+    for item in planned:
+        if item["masks"] is not None:
+            # other segmenters make other masks and so another cell, whose id is not known before they are made
+            made_by = sha256_of_json([item["key"], keys[item["masks"]]])[:8]
+            item["key"] = f"{item['key']}.{made_by}"
+    plan = Plan(
+        study=study.name,
+        reason=reason,
+        cwd=str(Path.cwd()),
+        runs=str(places.runs),
+        code=dict(code),
+        cells=planned,
+        masks=keys,
+        compare=None if study.compare is None else {key: str(item) for key, item in study.compare.items()},
+        retries=study.retries,
+    )
+    write_record(folder.plan_file, plan)
+    return plan
+
+
+def _resolved_cells(study: Study, places: Places, cells: list[Cell]) -> list[Planned]:
+    """Resolve cells by one parser, build each arm once, and compare the cells with each other.
+
+    Raises:
+        InputError: See ``make_plan``.
+    """
     resolver = Resolver()
     faults: dict[str, None] = {}
     resolved: list[tuple[Cell, list[str], dict[str, Any]]] = []
@@ -103,25 +137,7 @@ def make_plan(study: Study, places: Places, folder: GridFolder, reason: str, cod
     planned = [_planned(cell, study, words, value) for cell, words, value in resolved]
     _add_differences(planned, [value for _, _, value in resolved], study.reference)
     _refuse_doubles(planned)
-    keys = {name: [cell["key"] for cell in planned if cell["arm"] == name] for name in (s.name for s in study.needed)}
-    for item in planned:
-        if item["masks"] is not None:
-            # other segmenters make other masks and so another cell, whose id is not known before they are made
-            made_by = sha256_of_json([item["key"], keys[item["masks"]]])[:8]
-            item["key"] = f"{item['key']}.{made_by}"
-    plan = Plan(
-        study=study.name,
-        reason=reason,
-        cwd=str(Path.cwd()),
-        runs=str(places.runs),
-        code=dict(code),
-        cells=planned,
-        masks=keys,
-        compare=None if study.compare is None else {key: str(item) for key, item in study.compare.items()},
-        retries=study.retries,
-    )
-    write_record(folder.plan_file, plan)
-    return plan
+    return planned
 
 
 def _build(arm: Arm, words: list[str]) -> None:

@@ -58,6 +58,7 @@ def test_killed_failing_and_extended(tiny_cohort: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_study_of_24_cells_survives(tiny_cohort: Tiny, tmp_path: Path) -> None:
     """2 arms × 2 mask sources × 2 learning rates × 3 folds, with the 3 segmenters that half of them need."""
     means = {"set": {"model.init_args.network.init_args.aggregation": "mean"}}

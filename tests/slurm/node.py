@@ -71,7 +71,9 @@ def slurm_node(folder: Path, cpus: int = 2, gpus: int = 2) -> Iterator[dict[str,
         finally:
             for job in slurm(environment, "squeue", "-h", "-o", "%A").split():
                 slurm(environment, "scancel", job)
-            _await("an empty queue", lambda: not slurm(environment, "squeue", "-h", "-t", "R,PD,CG", "-o", "%A").strip())
+            _await(
+                "an empty queue", lambda: not slurm(environment, "squeue", "-h", "-t", "R,PD,CG", "-o", "%A").strip()
+            )
 
 
 def slurm(environment: dict[str, str], *words: str) -> str:
@@ -142,6 +144,8 @@ def _configure(folder: Path, cpus: int, gpus: int) -> None:
         "SlurmdParameters": "config_overrides", "ReturnToService": 2, "KillWait": 5, "MinJobAge": 3600,
     }  # fmt: skip
     lines = [f"{key}={value}" for key, value in settings.items()]
-    lines.append(f"NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN")
+    # memory is not enforced; Snakemake asks for some by default
+    node = f"NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=16000"
+    lines.append(f"{node} Gres=gpu:{gpus} State=UNKNOWN")
     lines.append("PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE DefaultTime=60 State=UP")
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")

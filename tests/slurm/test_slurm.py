@@ -47,6 +47,7 @@ def running(environment: dict[str, str]) -> list[str]:
     return slurm(environment, "squeue", "-h", "-t", "R", "-o", "%A").split()
 
 
+@pytest.mark.timeout(1800)
 def test_cancelled_requeued_and_tried_again(node: dict[str, str], tiny_cohort: Tiny, tmp_path: Path) -> None:
     resources = {"gpus": 1, "cores": 1, "hours": 0.5}
     study = write_study(tmp_path, tiny_cohort, resources=resources, seeds=[0, 1])
