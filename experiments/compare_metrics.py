@@ -31,6 +31,8 @@ from experiments.statistics_roc import auc_interval, newcombe_interval
 Floats = NDArray[np.float64]
 FIXED = 0.90
 """Specificity at which sensitivity is stated, and the reverse."""
+FEWEST = 10
+"""Patients in the class that sets such a threshold: with fewer, 90 % is all of them."""
 AT_SPECIFICITY, AT_SENSITIVITY = "sensitivity_at_90_specificity", "specificity_at_90_sensitivity"
 BINARY = (
     "auc", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "brier", AT_SPECIFICITY, AT_SENSITIVITY,
@@ -105,8 +107,10 @@ def metrics_of(unit: Unit) -> dict[str, Metric]:
     found = {"brier": Ratio((unit.scores - positive) ** 2, ones)}
     if both:
         found["auc"] = Area(target == 1, pair_kernel(target, unit.scores), unit.scores)
-        found[AT_SPECIFICITY] = sensitivity_at_specificity_statistic(target, unit.scores, FIXED)
-        found[AT_SENSITIVITY] = specificity_at_sensitivity_statistic(target, unit.scores, FIXED)
+        if (target == 0).sum() >= FEWEST:
+            found[AT_SPECIFICITY] = sensitivity_at_specificity_statistic(target, unit.scores, FIXED)
+        if (target == 1).sum() >= FEWEST:
+            found[AT_SENSITIVITY] = specificity_at_sensitivity_statistic(target, unit.scores, FIXED)
     if unit.has_threshold:
         right = (unit.predicted == target).astype(float)
         found["accuracy"] = Ratio(right, ones)

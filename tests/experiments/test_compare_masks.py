@@ -128,6 +128,12 @@ def test_a_perfect_arm_has_no_point_for_an_interval(tmp_path: Path) -> None:
     assert kappa is not None and kappa.estimate == 1.0 and np.isnan(kappa.low)
 
 
+def test_a_fixed_specificity_of_few_negatives_is_not_estimable(tmp_path: Path) -> None:
+    comparison = compare([make_study(tmp_path, seeds=1, patients=18, folds=1)], resamples=QUICK)
+    assert "sensitivity_at_90_specificity" not in comparison.families[0].result("direct").metrics
+    assert "not estimable" in as_markdown(comparison)
+
+
 def test_arms_of_several_studies_stand_side_by_side(tmp_path: Path) -> None:
     first = make_study(tmp_path, seeds=1, name="one")
     second = make_study(tmp_path, seeds=1, name="two", strengths={"direct": 1.4, "masked": 2.0})
