@@ -7,8 +7,8 @@ import json
 import os
 import pickle
 import platform
-import shutil
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -123,21 +123,21 @@ def _masks(folder: GridFolder, plan: Plan, segmenter: str) -> None:
     from experiments.wandb_stages import log_masks
 
     cells = [cell for cell in plan["cells"] if cell["key"] in plan["masks"][segmenter]]
-    links = folder.path / "segmenters" / segmenter
-    shutil.rmtree(links, ignore_errors=True)
-    for cell in cells:
-        run = Path(folder.conditions([cell])[cell["key"]].record.get("run") or cell["run"])
-        if not (run / "done.json").is_file():
-            raise InputError(f"{run}: this segmenter is not finished; 'hepastage grid run' trains it")
-        target = links / run.name
-        target.mkdir(parents=True)
-        for name in ("config.yaml", "provenance.json", "done.json", "checkpoints"):
-            (target / name).symlink_to(run / name)
     started = time.time()
     out = masks_folder(folder.study, segmenter)
-    made = make_masks(links, out)
-    # a W&B run of its own where the segmenters log to W&B: the classifiers' lineage goes through it
-    log_masks(out, links, Sharing())
+    # elsewhere: whoever looks for runs below the study's folder must not find them twice
+    with tempfile.TemporaryDirectory(prefix="hepastage-") as links:
+        for cell in cells:
+            run = Path(folder.conditions([cell])[cell["key"]].record.get("run") or str(cell["run"]))
+            if not (run / "done.json").is_file():
+                raise InputError(f"{run}: this segmenter is not finished; 'hepastage grid run' trains it")
+            target = Path(links) / run.name
+            target.mkdir()
+            for name in ("config.yaml", "provenance.json", "done.json", "checkpoints"):
+                (target / name).symlink_to(run / name)
+        made = make_masks(Path(links), out)
+        # a W&B run of its own where the segmenters log to W&B: the classifiers' lineage goes through it
+        log_masks(out, Path(links), Sharing())
     scores = [record.dice for record in made.masks.values() if record.dice is not None]
     write_record(
         folder.record(f"masks.{segmenter}"),
