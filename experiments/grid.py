@@ -368,7 +368,7 @@ def _planned(study: Study, places: Places, folder: GridFolder, code: Mapping[str
     (folder.path / "request.pickle").write_bytes(pickle.dumps(request))
     folder.log("plan").parent.mkdir(parents=True, exist_ok=True)
     with folder.log("plan").open("wb") as log:
-        status = ask_worker(address, folder, "plan", {}, [log.fileno()])
+        status = ask_worker(address, folder, "plan", {}, [log.fileno()], forward=False)
     if status != 0:
         failure = read_maybe(folder.failed("plan"))
         folder.failed("plan").unlink(missing_ok=True)

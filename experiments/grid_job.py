@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,15 @@ def _waited(folder: GridFolder, key: str) -> Iterator[int]:
         time.sleep(0.3)
 
 
-def ask_worker(address: str, folder: GridFolder, key: str, environment: dict[str, str], files: Sequence[int]) -> int:
+def ask_worker(
+    address: str,
+    folder: GridFolder,
+    key: str,
+    environment: dict[str, str],
+    files: Sequence[int],
+    *,
+    forward: bool = True,
+) -> int:
     """Have a job done by the warm worker and wait for it.
 
     Args:
@@ -109,6 +117,7 @@ def ask_worker(address: str, folder: GridFolder, key: str, environment: dict[str
         key: The job.
         environment: What is set for it.
         files: Its output, and locks: its process holds them too, so that they are not free before it has ended.
+        forward: Whether signals are passed on to it; else they end the waiting, and with that the job.
 
     Returns:
         Its return code; negative where a signal has ended it.
@@ -116,7 +125,7 @@ def ask_worker(address: str, folder: GridFolder, key: str, environment: dict[str
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         channel.connect(address)
         send(channel, {"study": str(folder.study), "key": key, "environment": environment}, files)
-        with _forwarding(lambda number: send(channel, {"signal": number})):
+        with _forwarding(lambda number: send(channel, {"signal": number})) if forward else nullcontext():
             answer, _ = receive(channel)
     return -signal.SIGKILL if answer is None else int(answer["status"])
 

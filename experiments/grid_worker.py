@@ -95,7 +95,8 @@ def _hear(
             # reaped by its own signal; nobody waits for the answer
             jobs.pop(pid)
     elif pid is not None:
-        os.kill(pid, int(message["signal"]))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, int(message["signal"]))
     else:
         parent = os.getpid()
         child = os.fork()
