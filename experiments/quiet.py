@@ -29,6 +29,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     # a run directory is begun by writing its configuration, so its checkpoint folder may exist
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty.*")
+    # a computer may have SLURM's client and run outside a job
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system but is not used")
     # small cohorts have fewer batches than Lightning's logging interval; metrics are logged by epoch
     warnings.filterwarnings("ignore", message=r".*The number of training batches .* is smaller than the logging.*")
     # repeated scans of a distributed sampler are counted once: metrics and records are gathered by scan
