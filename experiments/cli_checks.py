@@ -131,7 +131,7 @@ def _precision_faults(precision: str) -> list[str]:
     if precision.startswith("bf16") and not fast_bf16():
         warnings.warn(
             f"trainer.precision: {precision} on a processor without bfloat16 instructions (avx512_bf16 or amx) is "
-            "computed by way of 32 bits: 2 times (avx512) to 26 times (avx2) slower than 32-true where it was measured; "
+            "computed by way of 32 bits, 2 times (avx512) to 26 times (avx2) slower than 32-true where measured; "
             "set it to 32-true",
             stacklevel=2,
         )
