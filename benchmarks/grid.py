@@ -114,7 +114,8 @@ def starts(folder: Path) -> list[float]:
 def working(folder: Path) -> float:
     """Sum of all finished jobs' seconds."""
     lines = (folder / ".grid" / "events.jsonl").read_text().splitlines()
-    return sum(event["seconds"] for event in map(json.loads, lines) if event["event"] == "finished")
+    events = [json.loads(line) for line in lines]
+    return sum((float(event["seconds"]) for event in events if event["event"] == "finished"), 0.0)
 
 
 def _seconds(text: str) -> float:

@@ -165,7 +165,7 @@ def _compare(folder: GridFolder, plan: Plan) -> None:
     found = {path.parent.resolve() for path in folder.study.rglob("predictions.parquet")}
     # the folder itself where nothing else lies in it: the report then names it, not each cell
     paths = [folder.study] if found <= planned else [run for run in runs if (run / "predictions.parquet").is_file()]
-    options = {key: wish[key] for key in ("reference", "metric") if key in wish}
+    options: dict[str, Any] = {key: wish[key] for key in ("reference", "metric") if key in wish}
     # what is printed from here on is shown by the driver
     start = folder.log(COMPARE_KEY).stat().st_size if folder.log(COMPARE_KEY).is_file() else 0
     compare_and_print(paths, folder.study / wish.get("out", "comparison"), **options)

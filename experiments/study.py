@@ -216,13 +216,15 @@ def _arm(name: str, value: Mapping[str, Any], role: str, folder: Path, axes: Map
     )
     wish = dict(value["resources"])
     share = wish.pop("gpu", None)
+    # said so: not even masks that a configuration would take by itself
+    settings = {"data.init_args.mask_source": "none"} if value.get("masks") == "none" else {}
     resources = Resources(**{**wish, **({} if share is None else {"gpus": share})})
     return Arm(
         name=name,
         configs=found,
         masks=value.get("masks", "none"),
         role=value.get("role", role),
-        settings=value["set"],
+        settings={**settings, **value["set"]},
         segmenter=value.get("segmenter"),
         resources=resources,
         axes=axes,

@@ -57,7 +57,7 @@ def test_another_segmenter_makes_other_masked_cells(tiny_cohort: Tiny, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"set": {"trainer.max_epoch": 3}}, "reference: trainer.max_epoch: unknown key"),
+        ({"set": {"trainer.max_epoch": 3}}, "reference: unknown key 'trainer.max_epoch'; did you mean"),
         ({"set": {"trainer.max_epochs": "many"}}, "trainer.max_epochs"),
         ({"base": {**BASE, "config": "masked_attention"}}, "no such configuration"),
         ({"arms": {"blind": {"masks": "none"}}}, "needs masks"),

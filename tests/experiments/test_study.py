@@ -200,7 +200,13 @@ def test_the_schema_is_one_and_says_what_the_validator_says() -> None:
         jsonschema.validate(yaml.safe_load(path.read_text()), SCHEMA)
         Study.load(path)
     assert not list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(CROSSED))
-    for wrong in ({"armz": {}}, {"seeds": "1"}, {"arms": {"a": {"masks": "best"}}}, {"axes": {"a": {}}}):
+    faulty: tuple[dict[str, Any], ...] = (
+        {"armz": {}},
+        {"seeds": "1"},
+        {"arms": {"a": {"masks": "best"}}},
+        {"axes": {"a": {}}},
+    )
+    for wrong in faulty:
         assert not jsonschema.Draft202012Validator(SCHEMA).is_valid({"study": "s", **wrong})
         assert form_faults({"study": "s", **wrong})
 
