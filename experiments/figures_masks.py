@@ -13,6 +13,8 @@ from experiments.figures_style import INK, MUTED, SERIES, drawn_arms, legend, na
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SPAN = 0.05  # of Dice
+
 
 def dice_figure(found: FamilyResult) -> Figure | None:
     """Dice of every patient, one row an arm (segmentation only)."""
@@ -77,7 +79,9 @@ def mask_quality_figure(found: FamilyResult) -> Figure | None:
         return None
     colours = {arm: SERIES[place] for place, arm in enumerate(drawn_arms(found))}
     figure, axes = new_axes(3.9)
-    reach = float(np.ptp([point.dice for point in found.mask_points])) or 0.01
+    shown = [point.dice for point in found.mask_points if point.arm in arms and point.interval is not None]
+    # a span of some points of Dice at least, so that equal masks do not look far apart
+    reach = max(float(np.ptp(shown)) if shown else 0.0, _SPAN)
     for place, arm in enumerate(arms):
         # arms that see the same masks have the same Dice: set them side by side
         aside = reach * 0.018 * (place - (len(arms) - 1) / 2)
@@ -105,7 +109,9 @@ def mask_quality_figure(found: FamilyResult) -> Figure | None:
     axes.set(xlabel="Mean Dice of the masks", ylabel=NAMES[found.metric])
     if found.metric == "auc":
         axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-    axes.margins(x=0.06)
+    if shown:
+        middle = (max(shown) + min(shown)) / 2
+        axes.set_xlim(middle - 0.57 * reach, middle + 0.57 * reach)
     axes.locator_params(axis="x", nbins=6)
     legend(axes, len(arms))
     return figure
