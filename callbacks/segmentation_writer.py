@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.overlays import write_overlay
 from callbacks.prediction_writer import datamodule_of, write_rows
 from callbacks.run_directory import RunDirectory
+from datamodules.components import largest_component
 from datamodules.images import read_image, read_mask, spacing_of, write_nifti
 from datamodules.masks import quality_band, quality_of
 from datamodules.preprocessing import Geometry, to_native
@@ -29,11 +30,13 @@ class SegmentationWriter(Callback):
     Args:
         masks: Whether to keep the masks as NIfTI, in ``masks/``.
         overlays: Whether to draw each mask over the image, in ``overlays/``.
+        largest_component: Whether to keep each mask's largest connected part alone.
     """
 
-    def __init__(self, masks: bool = True, overlays: bool = True) -> None:
+    def __init__(self, masks: bool = True, overlays: bool = True, largest_component: bool = False) -> None:
         self.masks = masks
         self.overlays = overlays
+        self.largest_component = largest_component
         self._rows: dict[str, dict[str, Any]] = {}
 
     def on_test_batch_end(
@@ -51,6 +54,8 @@ class SegmentationWriter(Callback):
         for logits, scan_id in zip(outputs["logits"], outputs["scan_id"], strict=True):
             scan = datamodule.cohort.scan(scan_id)
             mask = native_mask(liver_logit(logits), datamodule.store.entry(scan).geometry)
+            if self.largest_component:
+                mask = largest_component(mask)
             image = read_image(scan.image)
             reference = None if scan.mask is None else read_mask(scan.mask, scan.mask_labels).data
             if self.masks:

@@ -62,6 +62,8 @@ def mask_of(log_odds: Sequence[npt.NDArray[np.float32]], inference: Inference) -
     Returns:
         uint8, 0 or 1: where the mean log-odds are above zero, which for two classes is the arg-max of the mean logits.
     """
+    from datamodules.components import largest_component
+
     mask = (mean_of(log_odds) > 0).astype("uint8")
     return largest_component(mask) if inference.largest_component else mask
 
@@ -79,24 +81,6 @@ def mean_of(log_odds: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float
     import numpy as np
 
     return log_odds[0] if len(log_odds) == 1 else np.mean(log_odds, axis=0, dtype=np.float32)
-
-
-def largest_component(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The largest connected part of a mask; voxels that share a corner are connected, as in nnU-Net.
-
-    Args:
-        mask: uint8, 0 or 1, shape (I, J, K). An empty one comes back as it is; of equally large parts the one with
-            the lowest index stays.
-    """
-    import numpy as np
-    from scipy import ndimage
-
-    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    if count < 2:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == sizes.argmax()).astype(np.uint8)
 
 
 def mirror_axes_of(config: dict[str, Any], name: str) -> tuple[int, ...]:

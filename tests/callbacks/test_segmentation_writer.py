@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from callbacks.segmentation_writer import liver_logit, measured, native_mask
+from callbacks.segmentation_writer import SegmentationWriter, liver_logit, measured, native_mask
 from datamodules.images import read_image, read_mask, spacing_of
 from datamodules.preprocessing import Preprocessing, preprocess
 from tests.tiny import SHAPE, Tiny, affine_of, phantom, write
@@ -72,3 +74,29 @@ def test_without_a_reference_only_the_volume_is_known() -> None:
     row = measured(np.ones(SHAPE, np.uint8), None, (10.0, 10.0, 20.0))
     assert row["volume_ml"] == pytest.approx(2.0 * np.prod(SHAPE))
     assert {row[name] for name in row if name != "volume_ml"} == {None}
+
+
+def test_the_writer_keeps_the_largest_part_where_it_is_asked_to(
+    tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = tiny_cohort.table.scan("P02_T2W")
+    volume = read_image(scan.image)
+    array, _, geometry = preprocess(volume, None, Preprocessing(spacing=None))
+    liver = np.full(array.shape, -5.0, dtype=np.float32)
+    liver[2:12, 2:12, 2:6] = 5.0
+    liver[-2:, -2:, -1:] = 5.0
+    outputs = {"logits": torch.from_numpy(np.stack([np.zeros_like(liver), liver]))[None], "scan_id": [scan.scan_id]}
+    module = SimpleNamespace(
+        cohort=tiny_cohort.table,
+        store=SimpleNamespace(entry=lambda item: SimpleNamespace(geometry=geometry)),
+        facts=lambda scan_id: {"scan_id": scan_id},
+    )
+    monkeypatch.setattr("callbacks.segmentation_writer.datamodule_of", lambda trainer: module)
+    sizes = {}
+    for largest in (False, True):
+        writer = SegmentationWriter(overlays=False, largest_component=largest)
+        trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path / str(largest)))
+        writer.on_test_batch_end(trainer, cast(Any, None), outputs, {}, 0)
+        written = read_mask(tmp_path / str(largest) / "masks" / f"{scan.scan_id}.nii.gz", (1,))
+        sizes[largest] = int(written.data.sum())
+    assert sizes == {False: 400 + 4, True: 400}

@@ -18,10 +18,11 @@ from scipy.special import expit, logit
 
 from callbacks.run_directory import RunDirectory
 from datamodules.cohort import Cohort
+from datamodules.components import largest_component
 from datamodules.images import Volume, read_image
 from datamodules.records import read_records
 from experiments.cli import main
-from experiments.inference import Inference, largest_component, mask_of
+from experiments.inference import Inference, mask_of
 from experiments.lightning_cli import fit_and_test
 from experiments.trained_segmenter import TrainedSegmenter
 from tests.tiny import CLASSIFIER, TESTED, Tiny, affine_of, phantom, write
