@@ -94,7 +94,7 @@ def test_1_a_checkpoint_overrules_what_was_asked_for(
 ) -> None:
     plain("fit", base(Plain), *QUIET, f"--trainer.default_root_dir={tmp_path}")
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    unsaved = {"save_config_callback": None}
+    unsaved: dict[str, Any] = {"save_config_callback": None}
     words = ["test", *QUIET, f"--ckpt_path={checkpoint}"]
     cli = plain(*words, base(Plain), "--model.init_args.mask_source=reference", **unsaved)
     assert cli.model.mask_source == "none", "plain: the command line's word is lost, without a word"
@@ -191,7 +191,8 @@ def test_4_every_rank_asks_for_a_trial_of_its_own(tmp_path: Path) -> None:
 def test_5_padded_samplers_count_patients_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {f"p{index}": float(index) for index in range(5)}
     names = list(values)
-    ranks = [[names[i] for i in DistributedSampler(names, 2, rank, shuffle=False)] for rank in range(2)]  # type: ignore[arg-type]  # a list is a dataset
+    samplers: list[Any] = [DistributedSampler(names, 2, rank, shuffle=False) for rank in range(2)]  # type: ignore[arg-type]  # a list is a dataset
+    ranks = [[names[index] for index in sampler] for sampler in samplers]
     means = [sum(values[name] for name in rank) / len(rank) for rank in ranks]
     assert sum(means) / 2 != pytest.approx(2.0), "plain: the mean of the ranks' means is not the patients' mean"
 
@@ -227,7 +228,7 @@ def test_6_there_is_no_interpolation_here(tiny_cohort: Tiny, tmp_path: Path) -> 
 def test_7_the_saved_configuration_is_whole_and_kept(
     trained: Path, tiny_cohort: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    defaults = {"trainer_defaults": {"callbacks": [ModelSummary(max_depth=7)]}}
+    defaults: dict[str, Any] = {"trainer_defaults": {"callbacks": [ModelSummary(max_depth=7)]}}
     words = [base(Plain), *QUIET, f"--trainer.default_root_dir={tmp_path}"]
     words.remove("--trainer.enable_model_summary=false")
     plain("fit", *words, "--trainer.logger=true", **defaults)
@@ -247,7 +248,7 @@ def test_7_the_saved_configuration_is_whole_and_kept(
     assert run.config.read_bytes() == before, "one directory for all commands; fit alone writes its configuration"
     cli = parsed("test", ["-c", str(run.config), "--runs", str(trained)])
     assert cli.directory.path == run.path
-    classes = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    classes = [type(callback).__name__ for callback in vars(cli.trainer)["callbacks"]]
     assert {"LastCheckpoint", "Throughput", "RunProgress", "ModelCheckpoint", "PredictionWriter"} <= set(classes)
     assert all(name in before.decode() for name in ("LastCheckpoint", "Throughput", "RunProgress", "PredictionWriter"))
     capsys.readouterr()
