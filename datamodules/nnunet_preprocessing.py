@@ -121,13 +121,11 @@ def preprocess_as_nnunet(image: Volume, grid: NNUNetGrid) -> NNUNetCase:
     # holes are filled for the statistics; the box is the same either way
     mask = ndimage.binary_fill_holes(inside)[box] if grid.nonzero_only else None
     data = _normalised(np.array(array[box], dtype=np.float32, order="C"), mask, grid)
-    target = spacing if len(grid.spacing) == 3 else (spacing[0], *grid.spacing)
-    target = grid.spacing if len(grid.spacing) == 3 else target
+    # a plan of two dimensions leaves the slices where they are
+    target = _three(grid.spacing if len(grid.spacing) == 3 else (spacing[0], *grid.spacing))
     wanted = _three([round(old / new * n) for old, new, n in zip(spacing, target, data.shape, strict=True)])
     out = resampled(data, wanted, spacing, target, grid.image)
-    return NNUNetCase(
-        out, _three(image.data.shape), image.affine, shape, box, _three(spacing), _three([float(s) for s in target])
-    )
+    return NNUNetCase(out, _three(image.data.shape), image.affine, shape, box, spacing, target)
 
 
 def to_native_as_nnunet(array: Array, case: NNUNetCase, grid: NNUNetGrid, fill: float = OUTSIDE) -> Array:

@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from datamodules.images import Volume, read_image
 from datamodules.nnunet_preprocessing import (
     NNUNetGrid,
+    Order,
     Resampling,
     lone_axis,
     preprocess_as_nnunet,
@@ -136,7 +137,7 @@ def test_a_real_scan(target: tuple[float, ...], test_data: Path) -> None:
 @pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("spacing", [(7.0, 1.0, 1.0), (1.0, 1.0, 1.0), (1.0, 6.0, 1.0), (5.0, 5.0, 1.0)])
 @pytest.mark.parametrize("order_z", [0, 1])
-def test_resampling_is_nnunets(order: int, order_z: int, spacing: tuple[float, ...]) -> None:
+def test_resampling_is_nnunets(order: Order, order_z: Order, spacing: tuple[float, ...]) -> None:
     needed()
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
