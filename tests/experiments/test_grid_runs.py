@@ -1,4 +1,8 @@
-"""Studies that are really run, killed, continued and extended, by the command line in processes of their own."""
+"""Studies that are really run, killed, continued and extended, by the command line in processes of their own.
+
+The two long ones, of 24 and of 12 cells, take many minutes and are run by
+``HEPASTAGE_TEST_LONG=1 python -m pytest tests/experiments/test_grid_runs.py``.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ from tests.experiments.grids import (
 )
 from tests.tiny import Tiny
 
+LONG = pytest.mark.skipif("HEPASTAGE_TEST_LONG" not in os.environ, reason="HEPASTAGE_TEST_LONG is not set")
 FAILING = {"trainer.callbacks+": [{"class_path": "tests.experiments.grids.Failing"}]}
 
 
@@ -57,6 +62,7 @@ def test_killed_failing_and_extended(tiny_cohort: Tiny, tmp_path: Path) -> None:
     assert {state.state for state in check_once_besides.values()} == {"done"}
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_study_of_24_cells_survives(tiny_cohort: Tiny, tmp_path: Path) -> None:
@@ -96,12 +102,15 @@ def test_a_study_of_24_cells_survives(tiny_cohort: Tiny, tmp_path: Path) -> None
     assert len({event["key"] for event in events(study, "finished")} - before) == 24
 
 
+@pytest.mark.slow
 def test_gpus_are_leased_to_one_cell_each(tiny_cohort: Tiny, tmp_path: Path) -> None:
     """Four fake GPUs, 4 cells in the fast version: never two on one, and all free when the driver was killed."""
     check_leases(tiny_cohort, tmp_path, cells=4)
 
 
+@LONG
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twelve_cells_on_four_gpus(tiny_cohort: Tiny, tmp_path: Path) -> None:
     check_leases(tiny_cohort, tmp_path, cells=12)
 
@@ -150,6 +159,7 @@ def free_gpus(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_told_and_tried_again_in_parts(tiny_cohort: Tiny, tmp_path: Path) -> None:
     """The cell keeps its id; the effective batch stays."""
     hungry = {"trainer.callbacks+": [{"class_path": "tests.experiments.grids.Hungry"}], "data.init_args.batch_size": 4}
