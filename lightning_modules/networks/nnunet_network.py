@@ -13,6 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from lightning_modules.networks.instance_norm import InstanceNorm3d
+
 _ALLOWED = ("dynamic_network_architectures.", "torch.nn.")
 _SIGMA = 1 / 8  # of the patch's edge
 
@@ -32,6 +34,8 @@ def network_of(architecture: Mapping[str, Any], in_channels: int, classes: int) 
     for name in architecture.get("_kw_requires_import", ()):
         if isinstance(arguments.get(name), str):
             arguments[name] = _located(arguments[name])
+    if arguments.get("norm_op") is nn.InstanceNorm3d:
+        arguments["norm_op"] = InstanceNorm3d
     build = _located(str(architecture["network_class_name"]))
     try:
         network: nn.Module = build(
