@@ -37,6 +37,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*Using `DistributedSampler` with the dataloaders.*")
     # metrics over all patients are computed from what was gathered, alike in each process: no mean over processes
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(valid|test)/.*sync_dist=True.*")
+    # speed is that of the first process, said to be so; a mean over processes would hide the slowest
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('speed/.*sync_dist=True.*")
     # the gradients of one-channel kernels lie in another order than DDP's buckets: a copy more, the same numbers
     warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides.*")
     # the batch Dice's sum over processes: PyTorch's newer function has no gradient on processors
