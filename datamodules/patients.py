@@ -136,7 +136,9 @@ class PatientDataModule(CohortDataModule):
     def prepare_data(self) -> None:
         """Fill the store, once a node; all masks are checked before anything is computed."""
         for part in PARTS:
-            self.items(part)
+            # a sealed split has no test patients
+            if part != "test" or self.splits is None or self.fold.test:
+                self.items(part)
         self.store.fill(self.cohort)
 
     def train_dataloader(self) -> DataLoader[Any]:

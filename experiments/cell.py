@@ -29,6 +29,9 @@ WATCHERS: dict[str, dict[str, Any]] = {
 }
 """Callbacks that each run has, with their arguments; a cell's id does not depend on them."""
 
+UNNAMED = (*WATCHERS, "callbacks.search_report.SearchReport")
+"""Callbacks that a cell's id does not depend on: they watch."""
+
 
 def identity_of(resolved: dict[str, Any]) -> Identity:
     """Which cell a resolved configuration is.
@@ -54,7 +57,7 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
     for key in MACHINE_KEYS:
         content["trainer"].pop(key, None)
     content["trainer"]["callbacks"] = [
-        callback for callback in content["trainer"].get("callbacks") or [] if callback["class_path"] not in WATCHERS
+        callback for callback in content["trainer"].get("callbacks") or [] if callback["class_path"] not in UNNAMED
     ]
     content["data"]["init_args"].pop("workers", None)
     record = None if data.get("masks") is None else Path(data["masks"]) / RECORD

@@ -30,6 +30,7 @@ COMMANDS = (
     "masks",
     "nnunet",
     "grid",
+    "search",
     "compare",
     "wandb",
     "completion",

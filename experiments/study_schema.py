@@ -112,21 +112,24 @@ SCHEMA: dict[str, Any] = {
 """The single source: 'hepastage grid schema' prints it, ``form_faults`` checks by it."""
 
 
-def form_faults(value: dict[str, Any]) -> list[str]:
+def form_faults(value: dict[str, Any], schema: dict[str, Any] | None = None, kind: str = "study") -> list[str]:
     """Ways in which a file's content breaks the form, one line each, each naming its key.
 
     Args:
         value: The file's content.
+        schema: The form; a study's if None.
+        kind: What the file is: ``study`` or ``search``.
     """
     from jsonschema import Draft202012Validator
 
     faults: list[str] = []
-    for error in sorted(Draft202012Validator(SCHEMA).iter_errors(value), key=lambda found: list(map(str, found.path))):
-        faults += _explained(error)
+    found = Draft202012Validator(schema or SCHEMA).iter_errors(value)
+    for error in sorted(found, key=lambda item: list(map(str, item.path))):
+        faults += _explained(error, kind)
     return faults
 
 
-def _explained(error: Any) -> Iterator[str]:
+def _explained(error: Any, kind: str) -> Iterator[str]:
     parts = list(error.absolute_path)
     if parts and isinstance(parts[-1], int):
         # an item of a list is shown by its value
@@ -146,7 +149,7 @@ def _explained(error: Any) -> Iterator[str]:
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:
-                yield f"{prefix}{key}: is missing; {'a study needs it' if not prefix else 'add it'}"
+                yield f"{prefix}{key}: is missing; {f'a {kind} needs it' if not prefix else 'add it'}"
     elif error.validator == "type":
         wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
         names = {
@@ -161,4 +164,4 @@ def _explained(error: Any) -> Iterator[str]:
     elif error.validator == "enum":
         yield f"{place}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
     else:
-        yield f"{place}: {error.message}; see 'hepastage grid schema'"
+        yield f"{place}: {error.message}; see 'hepastage {'grid' if kind == 'study' else kind} schema'"

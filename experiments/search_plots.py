@@ -1,0 +1,86 @@
+"""One self-contained HTML page of a search: Optuna's own plots, with plotly inside. Never torch."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from datamodules.files import write_text
+from experiments.search_file import Search
+from experiments.search_folder import SearchFolder
+from experiments.search_status import best_text, overview, status_text
+
+MOST_PARAMETERS = 6
+"""Of more than these, pairs are not drawn."""
+
+
+def write_page(search: Search, study: optuna.Study, folder: SearchFolder, path: Path) -> list[str]:
+    """Write the page.
+
+    Args:
+        search: The search.
+        study: Its study.
+        folder: Its folder.
+        path: The HTML file.
+
+    Returns:
+        Plots that could not be drawn yet, with the reason.
+    """
+    view = overview(search, study, folder)
+    parts, missing = [], []
+    first = True
+    for title, draw in _plots(search, study):
+        try:
+            figure = draw()
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            # too few trials for this one
+            missing.append(f"{title}: {' '.join(str(error).split())}")
+            continue
+        # the library itself stands in the page once: it works without a network
+        body = figure.to_html(full_html=False, include_plotlyjs=first)
+        parts.append(f"<h2>{html.escape(title)}</h2>\n{body}")
+        first = False
+    parts += [f"<p>not drawn: {html.escape(line)}</p>" for line in missing]
+    text = html.escape(status_text(view, search) + best_text(view, search))
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(search.name)}</title>\n'
+        "<style>body{font-family:sans-serif;max-width:1100px;margin:2em auto}pre{white-space:pre-wrap}</style></head>\n"
+        f"<body><h1>Search {html.escape(search.name)}</h1>\n<pre>{text}</pre>\n"
+        "<p>All values are of validation patients; the best of many trials is better than it would be on others.</p>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+    write_text(path, page)
+    return missing
+
+
+def _plots(search: Search, study: optuna.Study) -> list[tuple[str, Callable[[], Any]]]:
+    """Titles, and what draws each plot."""
+    show = optuna.visualization
+    names = [parameter.name for parameter in search.space]
+    plots: list[tuple[str, Callable[[], Any]]] = []
+    several = len(search.objectives) > 1
+    metrics = [objective.metric for objective in search.objectives]
+    if several:
+        plots.append(("Pareto front", lambda: show.plot_pareto_front(study, target_names=metrics)))
+    for index, metric in enumerate(metrics):
+        options: dict[str, Any] = {"target_name": metric}
+        if several:
+            options["target"] = lambda trial, index=index: trial.values[index]
+        suffix = f" ({metric})" if several else ""
+        plots += [
+            (f"History{suffix}", lambda o=options: show.plot_optimization_history(study, **o)),
+            (f"Importance{suffix}", lambda o=options: show.plot_param_importances(study, **o)),
+            (f"Each parameter{suffix}", lambda o=options: show.plot_slice(study, **o)),
+            (f"Parallel coordinates{suffix}", lambda o=options: show.plot_parallel_coordinate(study, **o)),
+        ]
+        if 2 <= len(names) <= MOST_PARAMETERS:
+            plots.append((f"Pairs{suffix}", lambda o=options: show.plot_contour(study, **o)))
+    if not several:
+        plots.append(("Learning curves", lambda: show.plot_intermediate_values(study)))
+    plots.append(("Timeline", lambda: show.plot_timeline(study)))
+    return plots

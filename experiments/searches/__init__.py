@@ -1,0 +1,1 @@
+"""Shipped searches: a space of configurations, and what is to be best."""
