@@ -61,6 +61,8 @@ def write_page(search: Search, study: optuna.Study, folder: SearchFolder, path: 
 def _plots(search: Search, study: optuna.Study) -> list[tuple[str, Callable[[], Any]]]:
     """Titles, and what draws each plot."""
     show = optuna.visualization
+    # the other evaluator takes every target for one to be minimised
+    forest = optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
     names = [parameter.name for parameter in search.space]
     plots: list[tuple[str, Callable[[], Any]]] = []
     several = len(search.objectives) > 1
@@ -74,7 +76,7 @@ def _plots(search: Search, study: optuna.Study) -> list[tuple[str, Callable[[], 
         suffix = f" ({metric})" if several else ""
         plots += [
             (f"History{suffix}", lambda o=options: show.plot_optimization_history(study, **o)),
-            (f"Importance{suffix}", lambda o=options: show.plot_param_importances(study, **o)),
+            (f"Importance{suffix}", lambda o=options: show.plot_param_importances(study, evaluator=forest, **o)),
             (f"Each parameter{suffix}", lambda o=options: show.plot_slice(study, **o)),
             (f"Parallel coordinates{suffix}", lambda o=options: show.plot_parallel_coordinate(study, **o)),
         ]

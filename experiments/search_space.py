@@ -96,6 +96,11 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that add to a list (``trainer.callbacks+``), which no YAML overlay can hold."""
+    return {key: value for key, value in settings.items() if not key.endswith("+")}
+
+
 def parameters_of(space: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Parameter, ...], list[str]]:
     """The parameters of a search file's ``space``, each after those that it depends on, and what is wrong with them.
 

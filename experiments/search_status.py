@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from datamodules.files import write_text
 from experiments.grid_folder import held
 from experiments.search_file import Search
 from experiments.search_folder import SearchFolder
-from experiments.search_space import nested, settings_of
+from experiments.search_space import nested, plain, settings_of
 from experiments.search_storage import arm_of, has_failed, tally
 
 EVALUATORS = ("fanova", "ped-anova")
@@ -101,7 +102,9 @@ def importance_of(study: optuna.Study, search: Search, evaluator: str) -> dict[s
             made = optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
         else:
             made = optuna.importance.PedAnovaImportanceEvaluator()
-        target = None if len(search.objectives) == 1 else _Value(index)
+        # Optuna takes a given target for one to be minimised
+        sign = -1.0 if objective.direction == "maximize" else 1.0
+        target = None if len(search.objectives) == 1 else _Value(index, sign)
         found = optuna.importance.get_param_importances(study, evaluator=made, target=target)
         result[objective.metric] = {name: float(value) for name, value in found.items()}
     return result
@@ -142,18 +145,20 @@ def write_config(search: Search, trial: FrozenTrial, path: Path) -> None:
         f"# An arm of a study: {{config: [{shipped}, {path.name}]}}\n"
     )
     settings = {**search.settings, **settings_of(trial.params, search.space)}
-    body = yaml.safe_dump(nested(settings), sort_keys=False, allow_unicode=False)
+    for key in settings.keys() - plain(settings).keys():
+        head += f"# The search had this as well, which an overlay cannot hold: {{{key}: {json.dumps(settings[key])}}}\n"
+    body = yaml.safe_dump(nested(plain(settings)), sort_keys=False, allow_unicode=False)
     write_text(path, head.encode("ascii", "backslashreplace").decode() + body)
 
 
 class _Value:
     """One of several objectives; a class, because Optuna may send it to other processes."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, index: int, sign: float) -> None:
+        self.index, self.sign = index, sign
 
     def __call__(self, trial: FrozenTrial) -> float:
-        return float(trial.values[self.index])
+        return self.sign * float(trial.values[self.index])
 
 
 def _row(trial: FrozenTrial, search: Search, local: bool, folder: SearchFolder) -> dict[str, Any]:

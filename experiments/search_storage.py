@@ -40,6 +40,8 @@ def quieten_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # the constant liar and heartbeats have been 'experimental' for years, and are what this rests on
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
+    # Study.optimize gives signs of life by itself; the workers give them by the same thread of Optuna's
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
 
 
 def open_study(search: Search, folder: SearchFolder, facts: dict[str, str] | None, note: Note = say) -> optuna.Study:

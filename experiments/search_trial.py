@@ -22,7 +22,7 @@ from experiments.grid_processes import end_with, ended_by
 from experiments.search_file import Search
 from experiments.search_folder import SearchFolder
 from experiments.search_schema import MINUTES
-from experiments.search_space import nested
+from experiments.search_space import nested, plain
 
 REPORT, ANSWER, ENDED = "report.jsonl", "answer.json", "ended.json"
 """Files of a trial's fold, as ``callbacks.search_report`` names them; that module imports torch."""
@@ -119,7 +119,7 @@ def train(task: Task) -> list[float]:
     """
     search = task.setting.search
     overlay = task.setting.folder.trial(task.arm) / "overlay.yaml"
-    text = yaml.safe_dump(nested({**search.settings, **task.settings}), sort_keys=False)
+    text = yaml.safe_dump(nested(plain({**search.settings, **task.settings})), sort_keys=False)
     write_text(overlay, f"# {search.name}, {task.arm}: what the trial sets\n{text}")
     folds: list[Fold] = []
     for fold in task.setting.folds:
@@ -167,6 +167,9 @@ def words_of(task: Task, fold: int, overlay: Path) -> list[str]:
             "wait_s": 0.0 if search.pruner["name"] == "none" else PATIENCE_S,
         },
     }
+    # the parser takes what is added to a list as words alone
+    for key, value in {**search.settings, **task.settings}.items():
+        words += [f"--{key}", json.dumps(value)] if key.endswith("+") else []
     return [*words, "--trainer.callbacks+", json.dumps([watcher])]
 
 

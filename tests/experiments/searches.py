@@ -72,10 +72,14 @@ def states(search: Path) -> list[str]:
 
 def branin(task: Task) -> list[float]:
     """Branin's function, after a moment."""
-    x, y = task.values["x"], task.values["y"]
     time.sleep(0.01)
+    return [branin_at(task.values["x"], task.values["y"])]
+
+
+def branin_at(x: float, y: float) -> float:
+    """Branin's function."""
     bend = y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6
-    return [bend**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10]
+    return bend**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10
 
 
 def slow(task: Task) -> list[float]:

@@ -1,0 +1,149 @@
+"""Searches that really train: by ``hepastage fit`` on the tiny cohort, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from datamodules.cohort import Cohort
+from experiments.search import run_search
+from experiments.search_file import Search
+from tests.experiments.grids import SMALL
+from tests.experiments.searches import DECAY, LR, folder_of, states, study_of, write_search
+from tests.experiments.wandb_disk import folders, read_back
+from tests.tiny import TESTED, Tiny, make
+
+SET: dict[str, Any] = {**SMALL, "model.init_args.network.init_args.backbone": "resnet10t", "trainer.max_epochs": 2}
+AUC = {"metric": "valid/auc", "direction": "maximize"}
+
+
+class Ranks(Callback):
+    """Each process leaves how long it trained, with what, and whether it was told to stop."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        facts = {
+            "epochs": trainer.current_epoch,
+            "stop": trainer.should_stop,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "decay": trainer.optimizers[0].param_groups[0]["weight_decay"],
+        }
+        Path(trainer.default_root_dir, f"rank{trainer.global_rank}.json").write_text(json.dumps(facts))
+
+
+def search_here(path: Path, workers: int = 1) -> tuple[int, Search]:
+    """Drive a search in this process; its trials are processes of their own."""
+    search = Search.load(path)
+    assert search.cohort is not None and search.splits is not None
+    code, _ = run_search(search, search.cohort, search.splits, path.parent / "runs", workers=workers, gpus="none")
+    return code, search
+
+
+def test_trains_without_test_patients(tmp_path: Path) -> None:
+    """The mean of two folds; the test patients' scans are torn, and nothing notices."""
+    tiny = make(tmp_path / "tiny")
+    for scan in Cohort.load(tiny.cohort).scans:
+        if scan.patient_id in TESTED:
+            Path(scan.image).write_bytes(b"not an image")
+            assert scan.mask is not None
+            Path(scan.mask).unlink()
+    space = {LR: {"low": 1.0e-4, "high": 1.0e-2, "log": True}}
+    objectives = [
+        AUC,
+        {"metric": "valid/loss", "direction": "minimize"},
+        {"metric": "minutes", "direction": "minimize"},
+    ]
+    path = write_search(
+        tmp_path, tiny, folds=[0, 1], set=SET, space=space, objective=objectives, trials=1, max_failures=0,
+        keep_checkpoints="all",
+    )  # fmt: skip
+    code, search = search_here(path)
+    assert code == 0
+    trials = study_of(path).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"]
+    for trial in trials:
+        folder = folder_of(path).search / f"trial-{trial.number:04d}"
+        runs = sorted(folder.glob("*/done.json"))
+        assert len(runs) == 2, "a cell a fold"
+        values = []
+        for done in runs:
+            config = yaml.safe_load((done.parent / "config.yaml").read_text())
+            assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == trial.params[LR]
+            assert not set(TESTED) & set(Cohort.load(config["data"]["init_args"]["cohort"]).patients)
+            identity = json.loads((done.parent / "provenance.json").read_text())["identity"]
+            assert (identity["study"], identity["arm"]) == (search.name, folder.name), "W&B's group is the search"
+            assert (done.parent / "checkpoints" / "best.ckpt").is_file()
+            rows = [json.loads(line) for line in (done.parent / "metrics.jsonl").read_text().splitlines()]
+            known = [row for row in rows if "valid/auc" in row]
+            # the log is the oracle: the best epoch by the monitored metric, the first of equals
+            best = max(known, key=lambda row: row["valid/auc"])
+            values.append((best["valid/auc"], best["valid/loss"]))
+        for index in range(2):
+            assert trial.values[index] == pytest.approx(sum(value[index] for value in values) / 2, abs=1e-6)
+        assert 0 < trial.values[2] < trial.user_attrs["seconds"] / 60
+    # a changed base would make trials that cannot be compared
+    path = write_search(tmp_path, tiny, folds=[0], set=SET, space=space, objective=objectives, trials=2)
+    with pytest.raises(ValueError, match="folds: has changed since the search tiny was begun"):
+        search_here(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_of_two_processes_is_one_trial(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    """DDP on two processes: one set of parameters, and a pruned trial ends in the same epoch everywhere."""
+    chosen = {"filename": "best", "monitor": "valid/loss", "mode": "min", "enable_version_counter": False}
+    two = {
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "trainer.max_epochs": 4,
+        "data.init_args.batch_size": 2,
+        "trainer.logger": [
+            {"class_path": "callbacks.metrics_log.MetricsLog"},
+            {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p", "offline": True}},
+        ],
+        # a loss differs from trial to trial, the AUC of four patients need not
+        "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": chosen}],
+        "trainer.callbacks+": [{"class_path": "tests.experiments.test_search_runs.Ranks"}],
+    }
+    space = {
+        "kind": {"choices": {"good": {LR: 0.003}, "bad": {LR: 1.0e-12}}},
+        DECAY: {"low": 0.001, "high": 0.1},
+    }
+    path = write_search(
+        tmp_path, tiny_cohort, set={**SET, **two}, space=space, pruner={"name": "median", "startup_trials": 1},
+        trials=4, max_failures=0, keep_checkpoints="all",
+    )  # fmt: skip
+    code, _ = search_here(path)
+    assert code == 0
+    trials = study_of(path).trials
+    assert len(trials) == 4, "a trial of two processes is one trial"
+    assert {"COMPLETE", "PRUNED"} == set(states(path))
+    for trial in trials:
+        (run,) = (folder_of(path).search / f"trial-{trial.number:04d}").iterdir()
+        facts = [json.loads((run / f"rank{rank}.json").read_text()) for rank in range(2)]
+        assert facts[0] == facts[1]
+        assert facts[0]["decay"] == trial.params[DECAY]
+        assert facts[0]["stop"] == (trial.state.name == "PRUNED")
+        if trial.state.name == "PRUNED":
+            assert facts[0]["epochs"] < 4
+        assert (run / "done.json").is_file(), "a pruned training ends as one that has converged"
+        (folder,) = folders(run)
+        logged = read_back(folder)
+        assert (logged.run["runGroup"], logged.run["displayName"]) == ("tiny", f"{run.parent.name} fold 0 seed 0")
+        assert any("exit" in record for record in logged.records), "its W&B run is finished, pruned or not"
+
+
+def test_checkpoints_must_be_chosen_by_the_objective(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    """The metric of monitor, pruner and objective is one: another one ends the search at its first trial."""
+    space = {LR: {"low": 1.0e-4, "high": 1.0e-2, "log": True}}
+    path = write_search(tmp_path, tiny_cohort, set=SET, space=space, trials=3)
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    code, _ = search_here(path)
+    assert code == 2
+    (trial,) = study_of(path).trials
+    assert "the best checkpoint is chosen by valid/auc (max)" in trial.user_attrs["reason"]
