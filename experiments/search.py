@@ -64,6 +64,11 @@ def run_search(
     """
     check_keys(search)
     machine = machine_of(cores, gpus)
+    if search.gpus and search.gpus > len(machine["gpus"]):
+        raise InputError(
+            f"resources: a trial is to have {search.gpus:g} GPUs, and there are {len(machine['gpus'])}; "
+            "correct it, or give others with --gpus"
+        )
     folder = SearchFolder(runs / search.name)
     folder.make()
     facts = search.facts(cohort, splits)
@@ -83,15 +88,18 @@ def run_search(
         devices=tuple(machine["gpus"]),
         gpus=search.gpus if search.gpus is not None else float(bool(machine["gpus"])),
         threads=search.cores or max(1, machine["cores"] // workers),
+        hidden=gpus == "none" or search.gpus == 0,
         runner=runner,
     )
     counts = tally(study.get_trials(deepcopy=False))
     left = max(0, search.trials - counts.ended)
     say(f"{search.trials} trials: {counts.ended} ended, {left} to run by {workers} worker{'s' * (workers > 1)}")
-    code = _Pool(job, workers).work() if left else 0
-    with FileLock(folder.asking).held():
-        # whatever has ended this driver's workers: no trial of theirs stays running
-        reap(study, folder)
+    try:
+        code = _Pool(job, workers).work() if left else 0
+    finally:
+        with FileLock(folder.asking).held():
+            # whatever has ended this driver's workers, the keyboard too: no trial of theirs stays running
+            reap(study, folder)
     return code, tally(study.get_trials(deepcopy=False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +64,29 @@ def _plots(search: Search, study: optuna.Study) -> list[tuple[str, Callable[[], 
     show = optuna.visualization
     # the other evaluator takes every target for one to be minimised
     forest = optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
-    names = [parameter.name for parameter in search.space]
     plots: list[tuple[str, Callable[[], Any]]] = []
-    several = len(search.objectives) > 1
     metrics = [objective.metric for objective in search.objectives]
+    several = len(metrics) > 1
     if several:
-        plots.append(("Pareto front", lambda: show.plot_pareto_front(study, target_names=metrics)))
+        plots.append(("Pareto front", partial(show.plot_pareto_front, study, target_names=metrics)))
     for index, metric in enumerate(metrics):
         options: dict[str, Any] = {"target_name": metric}
         if several:
-            options["target"] = lambda trial, index=index: trial.values[index]
+            options["target"] = partial(_value, index=index)
         suffix = f" ({metric})" if several else ""
         plots += [
-            (f"History{suffix}", lambda o=options: show.plot_optimization_history(study, **o)),
-            (f"Importance{suffix}", lambda o=options: show.plot_param_importances(study, evaluator=forest, **o)),
-            (f"Each parameter{suffix}", lambda o=options: show.plot_slice(study, **o)),
-            (f"Parallel coordinates{suffix}", lambda o=options: show.plot_parallel_coordinate(study, **o)),
+            (f"History{suffix}", partial(show.plot_optimization_history, study, **options)),
+            (f"Importance{suffix}", partial(show.plot_param_importances, study, evaluator=forest, **options)),
+            (f"Each parameter{suffix}", partial(show.plot_slice, study, **options)),
+            (f"Parallel coordinates{suffix}", partial(show.plot_parallel_coordinate, study, **options)),
         ]
-        if 2 <= len(names) <= MOST_PARAMETERS:
-            plots.append((f"Pairs{suffix}", lambda o=options: show.plot_contour(study, **o)))
+        if 2 <= len(search.space) <= MOST_PARAMETERS:
+            plots.append((f"Pairs{suffix}", partial(show.plot_contour, study, **options)))
     if not several:
-        plots.append(("Learning curves", lambda: show.plot_intermediate_values(study)))
-    plots.append(("Timeline", lambda: show.plot_timeline(study)))
+        plots.append(("Learning curves", partial(show.plot_intermediate_values, study)))
+    plots.append(("Timeline", partial(show.plot_timeline, study)))
     return plots
+
+
+def _value(trial: optuna.trial.FrozenTrial, index: int) -> float:
+    return float(trial.values[index])

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from datamodules.errors import InputError
@@ -62,7 +63,7 @@ def open_study(search: Search, folder: SearchFolder, facts: dict[str, str] | Non
     with FileLock(folder.asking).held() if facts is not None else contextlib.nullcontext():
         # one at a time: two processes that create a database's tables together fail
         storage = _storage(search, folder, note)
-        directions = [objective.direction for objective in search.objectives]
+        directions = [StudyDirection[objective.direction.upper()] for objective in search.objectives]
         try:
             if facts is None:
                 study = optuna.load_study(study_name=search.name, storage=storage)
@@ -77,7 +78,7 @@ def open_study(search: Search, folder: SearchFolder, facts: dict[str, str] | Non
             study.set_user_attr("facts", facts)
             study.set_user_attr("metrics", [objective.metric for objective in search.objectives])
             study.set_metric_names([objective.metric for objective in search.objectives])
-        elif facts is not None and begun != facts:
+        elif facts is not None and begun is not None and begun != facts:
             changed = [key for key in facts if begun.get(key) != facts[key]]
             raise InputError(
                 *(

@@ -27,6 +27,7 @@ from experiments.search_space import nested, plain
 REPORT, ANSWER, ENDED = "report.jsonl", "answer.json", "ended.json"
 """Files of a trial's fold, as ``callbacks.search_report`` names them; that module imports torch."""
 
+COMMAND = ("-m", "experiments.cli", "fit")
 CALLBACK = "callbacks.search_report.SearchReport"
 PATIENCE_S = 20.0
 """How long a training waits for the answer whether to go on."""
@@ -189,6 +190,7 @@ class _Fold:
         self.metric = monitor.metric
         self.better = max if monitor.direction == "maximize" else min
         self.lines: dict[int, dict[str, Any]] = {}
+        self.decided: dict[int, bool] = {}
         self.spent: dict[str, float] = {}
         self.read = 0
         self.best: float | None = None
@@ -208,7 +210,7 @@ class _Fold:
         return self._reached(ended)
 
     def _process(self) -> int:
-        words = [sys.executable, "-m", "experiments.cli", "fit", *words_of(self.task, self.fold, self.overlay)]
+        words = [sys.executable, *COMMAND, *words_of(self.task, self.fold, self.overlay)]
         (self.folder / ANSWER).unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
@@ -250,11 +252,13 @@ class _Fold:
             value = line["metrics"].get(self.metric)
             if value is not None:
                 self.best = value if self.best is None else self.better(self.best, value)
-            stop = False
-            if self.best is not None:
+            # an epoch that a second try does again has been decided on
+            stop = self.decided.get(line["epoch"], False)
+            if self.best is not None and line["epoch"] not in self.decided:
                 so_far = [*self.before, self.best]
                 step = len(self.before) * max(1, line["of"] or 1) + line["epoch"] + 1
                 stop = self.task.report(step, sum(so_far) / len(so_far))
+                self.decided[line["epoch"]] = stop
             answer = {"session": line["session"], "epoch": line["epoch"], "stop": stop}
             write_json(self.folder / ANSWER, answer)
 

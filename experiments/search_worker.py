@@ -47,6 +47,7 @@ class Job:
         devices: GPUs that may be leased.
         gpus: GPUs of a trial.
         threads: Threads of a trial.
+        hidden: Whether trials may see no GPU.
         runner: What carries a trial out, as ``module:function``.
     """
 
@@ -55,6 +56,7 @@ class Job:
     devices: tuple[int, ...] = ()
     gpus: float = 0.0
     threads: int = 1
+    hidden: bool = False
     runner: str = "experiments.search_trial:train"
 
 
@@ -114,6 +116,8 @@ def _carry_out(
             leased, leases = stack.enter_context(lease(job.devices, job.gpus))
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, leased))
             descriptors += leases
+        elif job.hidden:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         task = Task(
             setting=job.setting,
             arm=arm_of(trial),
@@ -163,7 +167,8 @@ class _Reporter:
         if self.several:
             return False
         self.trial.report(value, step)
-        return self.trial.should_prune()
+        # a NumPy value, which JSON does not know
+        return bool(self.trial.should_prune())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from datamodules.cohort import Cohort
 from experiments.search import run_search
 from experiments.search_file import Search
+from experiments.search_storage import open_study
 from tests.experiments.grids import SMALL
 from tests.experiments.searches import DECAY, LR, folder_of, states, study_of, write_search
 from tests.experiments.wandb_disk import folders, read_back
@@ -100,7 +101,7 @@ def test_a_trial_of_two_processes_is_one_trial(tiny_cohort: Tiny, tmp_path: Path
     two = {
         "trainer.devices": 2,
         "trainer.strategy": "ddp",
-        "trainer.max_epochs": 4,
+        "trainer.max_epochs": 6,
         "data.init_args.batch_size": 2,
         "trainer.logger": [
             {"class_path": "callbacks.metrics_log.MetricsLog"},
@@ -116,24 +117,30 @@ def test_a_trial_of_two_processes_is_one_trial(tiny_cohort: Tiny, tmp_path: Path
     }
     path = write_search(
         tmp_path, tiny_cohort, set={**SET, **two}, space=space, pruner={"name": "median", "startup_trials": 1},
-        trials=4, max_failures=0, keep_checkpoints="all",
+        trials=2, max_failures=0, keep_checkpoints="all",
     )  # fmt: skip
+    search, folder = Search.load(path), folder_of(path)
+    folder.make()
+    study = open_study(search, folder, search.facts(tiny_cohort.cohort, tiny_cohort.splits))
+    study.enqueue_trial({"kind": "good", DECAY: 0.01})
+    # it learns nothing
+    study.enqueue_trial({"kind": "bad", DECAY: 0.02})
     code, _ = search_here(path)
     assert code == 0
     trials = study_of(path).trials
-    assert len(trials) == 4, "a trial of two processes is one trial"
-    assert {"COMPLETE", "PRUNED"} == set(states(path))
+    assert len(trials) == 2, "a trial of two processes is one trial"
+    assert states(path) == ["COMPLETE", "PRUNED"]
     for trial in trials:
-        (run,) = (folder_of(path).search / f"trial-{trial.number:04d}").iterdir()
+        (run,) = (folder.search / f"trial-{trial.number:04d}").iterdir()
         facts = [json.loads((run / f"rank{rank}.json").read_text()) for rank in range(2)]
         assert facts[0] == facts[1]
         assert facts[0]["decay"] == trial.params[DECAY]
         assert facts[0]["stop"] == (trial.state.name == "PRUNED")
         if trial.state.name == "PRUNED":
-            assert facts[0]["epochs"] < 4
+            assert facts[0]["epochs"] < 6
         assert (run / "done.json").is_file(), "a pruned training ends as one that has converged"
-        (folder,) = folders(run)
-        logged = read_back(folder)
+        (offline,) = folders(run)
+        logged = read_back(offline)
         assert (logged.run["runGroup"], logged.run["displayName"]) == ("tiny", f"{run.parent.name} fold 0 seed 0")
         assert any("exit" in record for record in logged.records), "its W&B run is finished, pruned or not"
 

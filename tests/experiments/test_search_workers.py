@@ -132,6 +132,14 @@ def test_hopeless_trials_are_pruned(tiny_cohort: Tiny, tmp_path: Path) -> None:
         assert trial.intermediate_values[step] > statistics.median(earlier)
 
 
+def test_hyperband_prunes(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    pruner = {"name": "hyperband", "min_epochs": 1, "max_epochs": 10, "reduction_factor": 3}
+    path = write_search(tmp_path, tiny_cohort, trials=12, pruner=pruner)
+    assert run(path, "curves")[0] == 0
+    found = states(path)
+    assert len(found) == 12 and {"COMPLETE", "PRUNED"} == set(found)
+
+
 def find(path: Path, workers: int) -> float:
     """Search Branin's lowest value by workers in processes of their own; how far above it the best lies."""
     search = Search.load(path)
@@ -173,7 +181,10 @@ def test_two_workers_find_what_one_finds(tiny_cohort: Tiny, tmp_path: Path) -> N
 def crowding(liar: bool, seeds: int = 6, trials: int = 40, width: int = 4) -> float:
     """Branin by rounds of trials that are asked for together: the median distance to the nearest of one's round."""
     near = []
-    space = {"x": optuna.distributions.FloatDistribution(-5, 10), "y": optuna.distributions.FloatDistribution(0, 15)}
+    ranges = {"x": (-5.0, 10.0), "y": (0.0, 15.0)}
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        name: optuna.distributions.FloatDistribution(*bounds) for name, bounds in ranges.items()
+    }
     for seed in range(seeds):
         study = optuna.create_study()
         for number in range(0, trials, width):
@@ -189,7 +200,7 @@ def crowding(liar: bool, seeds: int = 6, trials: int = 40, width: int = 4) -> fl
                 ]
             for trial in asked:
                 study.tell(trial, branin_at(**trial.params))
-    return statistics.median(near)
+    return float(statistics.median(near))
 
 
 def test_a_liar_keeps_workers_apart() -> None:
