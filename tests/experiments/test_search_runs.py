@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +146,7 @@ def test_a_trial_of_two_processes_is_one_trial(tiny_cohort: Tiny, tmp_path: Path
         assert (run / "done.json").is_file(), "a pruned training ends as one that has converged"
         (offline,) = folders(run)
         logged = read_back(offline)
-        assert (logged.run["runGroup"], logged.run["displayName"]) == ("tiny", f"{run.parent.name} fold 0 seed 0")
+        assert (logged.run["run_group"], logged.run["display_name"]) == ("tiny", f"{run.parent.name} fold 0 seed 0")
         assert any("exit" in record for record in logged.records), "its W&B run is finished, pruned or not"
 
 
@@ -154,3 +159,39 @@ def test_checkpoints_must_be_chosen_by_the_objective(tiny_cohort: Tiny, tmp_path
     assert code == 2
     (trial,) = study_of(path).trials
     assert "the best checkpoint is chosen by valid/auc (max)" in trial.user_attrs["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_whose_worker_is_killed_goes_on(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    """By the command line: the second try goes on from the last checkpoint, and gives what an unbroken one gives."""
+    often = [{"class_path": "callbacks.last_checkpoint.LastCheckpoint", "init_args": {"every_s": 0.0}}]
+    path = write_search(
+        tmp_path, tiny_cohort, set={**SET, "trainer.max_epochs": 40, "trainer.callbacks+": often}, trials=1,
+        space={LR: {"low": 1.0e-4, "high": 1.0e-2, "log": True}}, objective=AUC, pruner="none", max_failures=0,
+    )  # fmt: skip
+    words = ["search", "run", str(path), "--runs", str(tmp_path / "runs"), "--gpus", "none"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    report = folder_of(path).trial("trial-0000") / "fold-0" / "report.jsonl"
+    end = time.monotonic() + 120
+    while not report.is_file() or len(report.read_text().splitlines()) < 5:
+        assert driver.poll() is None and time.monotonic() < end, driver.communicate()[0]
+        time.sleep(0.02)
+    (worker,) = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0 and "trial 0: its worker has ended; it is queued again" in output, output
+    assert states(path) == ["FAIL", "COMPLETE"]
+    (run,) = (folder_of(path).search / "trial-0000").iterdir()
+    (resumed,) = json.loads((run / "provenance.json").read_text())["resumed"]
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    sessions = list(dict.fromkeys(line["session"] for line in lines))
+    second = [line["epoch"] for line in lines if line["session"] == sessions[1]]
+    assert len(sessions) == 2 and second == list(range(resumed["epoch"], 40)) and resumed["epoch"] > 0
+    by_epoch = {line["epoch"]: line["metrics"] for line in lines if line["session"] == sessions[0]}
+    again = [line for line in lines if line["session"] == sessions[1] and line["epoch"] in by_epoch]
+    assert all(line["metrics"] == by_epoch[line["epoch"]] for line in again)
+    best = max(line["metrics"]["valid/auc"] for line in lines)
+    assert study_of(path).best_value == pytest.approx(best, abs=1e-6)
