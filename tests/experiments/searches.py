@@ -18,7 +18,8 @@ from experiments.search import run_search
 from experiments.search_file import Search
 from experiments.search_folder import SearchFolder
 from experiments.search_storage import open_study
-from experiments.search_trial import PrunedError, Task, TrialError
+from experiments.search_trial import PrunedError, Setting, Task, TrialError
+from experiments.search_worker import Job, work
 from tests.tiny import Tiny
 
 LR = "model.init_args.optimizer.init_args.lr"
@@ -55,6 +56,16 @@ def run(search: Path, runner: str, workers: int = 1) -> tuple[int, str]:
     """Run a driver to its end."""
     output, _ = (process := start(search, runner, workers)).communicate(timeout=300)
     return process.returncode, output
+
+
+def run_here(path: Path, runner: str) -> int:
+    """Be the only worker of a search, without a driver, in this process; its code."""
+    search = Search.load(path)
+    assert search.cohort is not None and search.splits is not None
+    folder_of(path).make()
+    setting = Setting(search, path.parent / "runs", path.parent / "store", (0,))
+    facts = search.facts(search.cohort, search.splits)
+    return work(Job(setting, facts, runner=f"tests.experiments.searches:{runner}"))
 
 
 def folder_of(search: Path) -> SearchFolder:

@@ -15,11 +15,7 @@ from experiments.cli import main
 from experiments.cli_given import given_of
 from experiments.cli_precheck import precheck
 from experiments.cli_words import with_shipped
-from experiments.search_file import Search
-from experiments.search_folder import SearchFolder
-from experiments.search_trial import Setting
-from experiments.search_worker import Job, work
-from tests.experiments.searches import DECAY, LR, folder_of, study_of, write_search
+from tests.experiments.searches import DECAY, LR, folder_of, run_here, study_of, write_search
 from tests.tiny import Tiny
 
 TWO = [{"metric": "valid/auc", "direction": "maximize"}, {"metric": "minutes", "direction": "minimize"}]
@@ -28,12 +24,7 @@ TWO = [{"metric": "valid/auc", "direction": "maximize"}, {"metric": "minutes", "
 def searched(folder: Path, tiny: Tiny, runner: str, **changes: object) -> Path:
     """A search that one worker has ended in this process."""
     path = write_search(folder, tiny, **changes)
-    search = Search.load(path)
-    assert search.cohort is not None and search.splits is not None
-    SearchFolder(folder / "runs" / "tiny").make()
-    setting = Setting(search, folder / "runs", folder / "store", (0,))
-    facts = search.facts(search.cohort, search.splits)
-    work(Job(setting, facts, runner=f"tests.experiments.searches:{runner}"))
+    assert run_here(path, runner) == 0
     return path
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import optuna
 import pytest
+from scipy.stats import mannwhitneyu
 
+from datamodules.errors import InputError
 from experiments import search_storage
 from experiments.search_file import Search
 from experiments.search_folder import SearchFolder
 from experiments.search_storage import open_study, reap, sampler_of, tally
 from experiments.search_trial import Setting
 from experiments.search_worker import Job, work
-from tests.experiments.searches import BEST, branin_at, folder_of, run, start, states, study_of, write_search
+from tests.experiments.searches import BEST, branin_at, folder_of, run, run_here, start, states, study_of, write_search
 from tests.tiny import Tiny
 
 
@@ -94,34 +96,35 @@ def test_a_failed_trial_does_not_count(tiny_cohort: Tiny, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("runner", "reason"), [("raising", "ZeroDivisionError: by nothing"), ("endless", "nan")])
-def test_too_many_failures_end_the_search(runner: str, reason: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+def test_too_many_failures_end_the_search(
+    runner: str, reason: str, tiny_cohort: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = write_search(tmp_path, tiny_cohort, trials=4, max_failures=2)
-    code, output = run(path, runner)
-    assert code == 1 and reason in output
+    assert run_here(path, runner) == 1
+    assert reason in capfd.readouterr().err
     counts = tally(study_of(path).trials)
     assert (counts.failed, counts.running, counts.ended) == (3, 0, 0)
 
 
 def test_a_wrong_request_ends_the_search_at_once(tiny_cohort: Tiny, tmp_path: Path) -> None:
     path = write_search(tmp_path, tiny_cohort, trials=4, max_failures=9)
-    code, _ = run(path, "refused")
-    assert code == 2
+    assert run_here(path, "refused") == 2
     assert states(path) == ["FAIL"]
 
 
 def test_more_trials_can_be_asked_for(tiny_cohort: Tiny, tmp_path: Path) -> None:
     """A search goes on with a larger number; it begins with other draws than those it has seen."""
     path = write_search(tmp_path, tiny_cohort, trials=2)
-    assert run(path, "branin")[0] == 0
+    assert run_here(path, "branin") == 0
     write_search(tmp_path, tiny_cohort, trials=5)
-    assert run(path, "branin")[0] == 0
+    assert run_here(path, "branin") == 0
     found = [tuple(trial.params.values()) for trial in study_of(path).trials]
     assert len(found) == len(set(found)) == 5
 
 
 def test_hopeless_trials_are_pruned(tiny_cohort: Tiny, tmp_path: Path) -> None:
     path = write_search(tmp_path, tiny_cohort, trials=8, pruner={"name": "median", "startup_trials": 2})
-    assert run(path, "curves")[0] == 0
+    assert run_here(path, "curves") == 0
     trials = study_of(path).trials
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
     assert pruned and len(trials) == 8, "a pruned trial counts"
@@ -135,7 +138,7 @@ def test_hopeless_trials_are_pruned(tiny_cohort: Tiny, tmp_path: Path) -> None:
 def test_hyperband_prunes(tiny_cohort: Tiny, tmp_path: Path) -> None:
     pruner = {"name": "hyperband", "min_epochs": 1, "max_epochs": 10, "reduction_factor": 3}
     path = write_search(tmp_path, tiny_cohort, trials=12, pruner=pruner)
-    assert run(path, "curves")[0] == 0
+    assert run_here(path, "curves") == 0
     found = states(path)
     assert len(found) == 12 and {"COMPLETE", "PRUNED"} == set(found)
 
@@ -163,19 +166,19 @@ def find(path: Path, workers: int) -> float:
     return float(study.best_value) - BEST
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_finds(tiny_cohort: Tiny, tmp_path: Path) -> None:
     """Branin's lowest value under a budget of 40 trials, over seeds: two workers on the journal against one.
 
-    What one worker finds under the same budget differs from seed to seed; two may not be worse than that.
+    Which worker asks first differs from run to run, so that the two are compared as samples: those of two workers may
+    not be the worse ones by a rank test, which fails one right implementation in a thousand.
     """
     found: dict[int, list[float]] = {1: [], 2: []}
     for workers in found:
-        for seed in range(5):
+        for seed in range(7):
             path = write_search(tmp_path / f"{workers}-{seed}", tiny_cohort, trials=40, seed=seed)
             found[workers].append(find(path, workers))
-    spread = max(found[1]) - min(found[1])
-    assert statistics.median(found[2]) <= statistics.median(found[1]) + spread / 2, found
-    assert max(found[2]) < 3.0, found
+    assert mannwhitneyu(found[2], found[1], alternative="greater").pvalue > 0.001, found
 
 
 def crowding(liar: bool, seeds: int = 6, trials: int = 40, width: int = 4) -> float:
@@ -217,6 +220,22 @@ def test_the_sampler_lies_for_running_trials(tiny_cohort: Tiny, tmp_path: Path) 
         study = optuna.create_study(sampler=sampler_of(search, number))
         draws.add(study.ask().suggest_float("x", 0, 1))
     assert len(draws) == 5
+
+
+def test_workers_share_a_database(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    """SQLite again: made once, however many begin together."""
+    path = write_search(tmp_path, tiny_cohort, trials=4, storage=f"sqlite:///{tmp_path}/search.db")
+    code, output = run(path, "branin", 2)
+    assert code == 0, output
+    assert states(path) == ["COMPLETE"] * 4
+    assert not folder_of(path).journal.exists()
+
+
+def test_a_database_that_cannot_be_opened_is_named(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    path = write_search(tmp_path, tiny_cohort, storage="nosuchdatabase://user:secret@host/name")
+    with pytest.raises(InputError, match="storage: cannot be opened") as caught:
+        study_of(path)
+    assert "secret" not in str(caught.value)
 
 
 def test_lost_trials_of_a_database_are_found_by_their_heartbeat(
