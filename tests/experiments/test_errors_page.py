@@ -19,6 +19,7 @@ FILES = {
     "typo.yaml": "model:\n  init_args:\n    netwrok: 3\n",
     "broken.yaml": "trainer: [\n",
     "study.yaml": "study: s\narm: {}\n",
+    "search.yaml": "search: s\nconfig: direct\ntrials: 2\nspace: {lr: {low: 1.0}}\n",
 }
 
 
