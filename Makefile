@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types imports check clean
+.PHONY: help demo test test-long lint types imports check clean
 
 help:
 	@echo "make demo   a phantom cohort, both stages, both arms, and runs/demo/report.html, in minutes"
 	@echo "make test   the tests"
+	@echo "make test-long   those that take minutes: kills by the dozen, several nodes, a grid of 24 cells"
 	@echo "make check  lint, types and import rules"
 
 demo: $(READY)
@@ -16,6 +17,9 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 $(PYTEST_ARGS)
+
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 check: lint types imports
 

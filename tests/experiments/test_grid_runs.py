@@ -1,7 +1,6 @@
 """Studies that are really run, killed, continued and extended, by the command line in processes of their own.
 
-The two long ones, of 24 and of 12 cells, take many minutes and are run by
-``HEPASTAGE_TEST_LONG=1 python -m pytest tests/experiments/test_grid_runs.py``.
+The long ones, of 24 and of 12 cells among them, are run by ``make test-long``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from tests.experiments.grids import (
 )
 from tests.tiny import Tiny
 
-LONG = pytest.mark.skipif("HEPASTAGE_TEST_LONG" not in os.environ, reason="HEPASTAGE_TEST_LONG is not set")
 FAILING = {"trainer.callbacks+": [{"class_path": "tests.experiments.grids.Failing"}]}
 
 
@@ -62,7 +60,6 @@ def test_killed_failing_and_extended(tiny_cohort: Tiny, tmp_path: Path) -> None:
     assert {state.state for state in check_once_besides.values()} == {"done"}
 
 
-@LONG
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_study_of_24_cells_survives(tiny_cohort: Tiny, tmp_path: Path) -> None:
@@ -108,7 +105,6 @@ def test_gpus_are_leased_to_one_cell_each(tiny_cohort: Tiny, tmp_path: Path) -> 
     check_leases(tiny_cohort, tmp_path, cells=4)
 
 
-@LONG
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twelve_cells_on_four_gpus(tiny_cohort: Tiny, tmp_path: Path) -> None:
