@@ -145,6 +145,15 @@ class RunDirectory:
         record = read_json(self.done, "a run's done.json")
         return dict(record)
 
+    def require_trained(self) -> None:
+        """Refuse a run whose training has not ended.
+
+        Raises:
+            InputError: It has not.
+        """
+        if "fit" not in self.finished():
+            raise InputError(f"{self.path}: the training of this cell has not ended; run 'hepastage fit' first")
+
     def mark_done(self, subcommand: str, **facts: Any) -> None:
         """Record that a subcommand has ended well, keeping what was recorded before.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.batch import Batch
-from datamodules.cohort import Cohort, Scan
+from datamodules.cohort import Scan
 from datamodules.errors import InputError
+from datamodules.opening import check_loading, opened
 from datamodules.preprocessing import Preprocessing
 from datamodules.sampling import SeededItems, TrainingSampler
-from datamodules.splits import Fold, Splits
+from datamodules.splits import Fold
 from datamodules.store import Store
 
 Part = Literal["train", "valid", "test"]
@@ -58,13 +58,8 @@ class CohortDataModule(LightningDataModule):
         augmentation: BatchedAugmentation | None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.init_args.batch_size is {batch_size}; give 1 or more")
-        if workers < 0:
-            raise InputError(f"data.init_args.workers is {workers}; give 0 or more")
-        whole = Cohort.load(cohort)
-        self.cohort = whole.select(sequences=sequences)
-        self.splits = None if splits is None else Splits.load(Path(splits), whole)
+        check_loading(batch_size, workers)
+        self.cohort, self.splits = opened(cohort, splits, fold, sequences)
         self.fold_number = fold
         self.sequences = tuple(sequences)
         self.store = Store(store, preprocessing)
@@ -73,8 +68,6 @@ class CohortDataModule(LightningDataModule):
         self.augmentation = augmentation
         # seed_everything leaves the run's seed there: other seeds must shuffle, cut and augment otherwise
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        if self.splits is not None and not 0 <= fold < len(self.splits.folds):
-            raise InputError(f"{splits}: no fold {fold}; it has folds 0 to {len(self.splits.folds) - 1}")
 
     @property
     def fold(self) -> Fold:

@@ -11,8 +11,9 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import CohortDataModule, Part
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
-from datamodules.labels import LabelRule, parse_rule
+from datamodules.labels import LabelRule
 from datamodules.masks import MaskSet
+from datamodules.opening import check_masks, label_rules
 from datamodules.preprocessing import Preprocessing
 
 MaskSource = Literal["none", "reference", "out_of_fold", "external"]
@@ -62,33 +63,10 @@ class PatientDataModule(CohortDataModule):
         super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
         if preprocessing.shape is None:
             raise InputError("data.init_args.preprocessing.shape is not set; volumes of one batch need one size")
-        self.rule, self.test_rule = self.label_rules(rule, test_rule)
+        self.rule, self.test_rule = label_rules(self.splits, rule, test_rule)
         self.mask_source = mask_source
         self.mask_set = _mask_set(mask_source, masks)
         self._targets: dict[LabelRule, Mapping[str, int]] = {}
-
-    def label_rules(self, rule: str | None, test_rule: str | None) -> tuple[LabelRule, LabelRule]:
-        """The rules of train and valid parts, and of the test part: the split's, which what is given must equal.
-
-        Args:
-            rule: As configured, or None.
-            test_rule: As configured, or None.
-
-        Raises:
-            InputError: A rule differs from the split's, or there is neither.
-        """
-        if self.splits is None:
-            if rule is None:
-                raise InputError("data.init_args.rule is not set, and there is no split to take it from; set one")
-            return parse_rule(rule), parse_rule(test_rule or rule)
-        own, own_test = self.splits.label_rule, self.splits.test_label_rule
-        for key, given, expected in (("rule", rule, own), ("test_rule", test_rule, own_test)):
-            if given is not None and parse_rule(given) != expected:
-                raise InputError(
-                    f"data.init_args.{key} is {given}, but the split was made with {expected}; leave it out, or make "
-                    "a split with this rule"
-                )
-        return own, own_test
 
     def targets(self, part: Part) -> Mapping[str, int]:
         """Target class by patient, under the rule of the part; of modules that have rules."""
@@ -164,13 +142,5 @@ def _mask_set(mask_source: MaskSource, masks: str | None) -> MaskSet | None:
     Raises:
         InputError: Source and folder contradict each other.
     """
-    if mask_source in ("none", "reference"):
-        if masks is not None:
-            raise InputError(
-                f"data.init_args.masks={masks} would be ignored with mask_source {mask_source}; "
-                "remove it or set mask_source to out_of_fold"
-            )
-        return None
-    if masks is None:
-        raise InputError(f"data.init_args.masks is not set, and mask_source {mask_source} needs a folder of masks")
-    return MaskSet.load_for(mask_source, masks)
+    check_masks(mask_source, masks)
+    return None if masks is None else MaskSet.load_for(mask_source, masks)

@@ -14,6 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files import sha256_of_file, sha256_of_json
 from datamodules.masks import RECORD
 from datamodules.splits import Splits
+from experiments.cli_hints import SEED
 from experiments.run_logging import check_loggers
 from experiments.wandb_runs import is_wandb, place_wandb
 
@@ -66,7 +67,7 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
     cell = sha256_of_json({"config": content, **contents})[:12]
     seed = resolved["seed_everything"]
     if isinstance(seed, bool):
-        raise InputError("seed_everything: is false; a cell is named by its seed, give a whole number")
+        raise InputError(SEED)
     return Identity(
         study=resolved["study"],
         arm=resolved["arm"],

@@ -16,32 +16,27 @@ from datamodules.errors import InputError
 from datamodules.patients import PatientDataModule
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.staging import StagingDataModule
-from experiments.cli_hints import ADVICE, did_you_mean
+from experiments.cli_hints import (
+    ADVICE,
+    CHOICES,
+    MASKED_WITHOUT,
+    TYPES,
+    WITH_MODULE,
+    did_you_mean,
+    direct_with_masks,
+    not_a_choice,
+    required,
+    wrong_choice,
+    wrong_type,
+)
 from lightning_modules.classification import PatientClassifier
 from lightning_modules.direct_classification import DirectClassificationModule
 from lightning_modules.masked_classification import MaskedClassificationModule
 from lightning_modules.segmentation import SegmentationModule
 from lightning_modules.staging import StagingModule
 
-TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "tuple": "a list of values such as [2.0, 2.0, 6.0]",
-    "list": "a list",
-    "dict": "a mapping of keys to values",
-}
-"""What a person calls Python's types."""
-
 WHERE = {"cohort": "data.init_args.cohort"}
 """Whole keys of what is required."""
-
-CHOICES = {
-    "trainer.precision": "choose one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
-    "trainer.strategy": "choose one of auto, ddp, fsdp or a class_path",
-}
-"""Keys whose types Lightning declares so widely that the parser's complaint misleads."""
 
 
 def explained(message: str, error: BaseException | None, known: Sequence[str] = ()) -> InputError:
@@ -68,7 +63,7 @@ def explained(message: str, error: BaseException | None, known: Sequence[str] = 
     key = found.group(1) if found else ""
     if key in CHOICES:
         value = re.search(r"Got value: (.+?)(?: Given value type: .*)?$", innermost)
-        return InputError(f"{key}: {value.group(1) if value else 'the value'} is not one; {CHOICES[key]}")
+        return InputError(f"{key}: {not_a_choice(key, value.group(1) if value else 'the value')}")
     return InputError(f"{key}: {readable(innermost, known)}" if key else readable(innermost, known))
 
 
@@ -85,27 +80,25 @@ def readable(message: str, known: Sequence[str] = ()) -> str:
     unknown = unknown or re.search(r"[Uu]nrecognized arguments?: -*([^\s=]+)", text)
     if unknown:
         return f"unknown key {unknown.group(1)!r}; {did_you_mean(unknown.group(1), known)}{ADVICE}"
-    required = re.search(r"arguments are required: (.+?)(?:;|$)", text)
-    if required:
-        names = [WHERE.get(name, name) for name in required.group(1).split(", ")]
-        return f"{', '.join(names)}: is required and not given; set it in a file or with --{names[0]}; {ADVICE}"
+    absent = re.search(r"arguments are required: (.+?)(?:;|$)", text)
+    if absent:
+        return required([WHERE.get(name, name) for name in absent.group(1).split(", ")])
     missing = re.search(r"(?:class_path '|path string: |Got value: \[')([\w.]+)", text)
     if missing and re.search("class_path '|dot import path|valid subclass", text):
         return f"there is no class {missing.group(1)!r}; {near_class(missing.group(1))}"
     strategy = re.search(r"invalid strategy name: `strategy='(\w+)'`", text)
     if strategy:
-        return f"trainer.strategy: {strategy.group(1)} is not one; {CHOICES['trainer.strategy']}"
+        return f"trainer.strategy: {not_a_choice('trainer.strategy', strategy.group(1))}"
     missing = re.search(r"expects a function or a callable class: module '([\w.]+)' has no attribute '(\w+)'", text)
     if missing:
         path = ".".join(missing.groups())
         return f"there is no class {path!r}; {near_class(path)}"
     closed = re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*?)(?: Given value type: .*)?$", text)
     if closed:
-        choices = closed.group(1).replace("'", "")
-        return f"{closed.group(2)[:80]!r} is not one of them; choose one of {choices}"
+        return wrong_choice(closed.group(2), [closed.group(1).replace("'", "")])
     wrong = re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?: Given value type: .*)?$", text)
     if wrong and wrong.group(1) in TYPES:
-        return f"{wrong.group(2)[:80]!r} is not {TYPES[wrong.group(1)]}; correct it"
+        return wrong_type(wrong.group(2), wrong.group(1))
     text = re.split(r" Given value type: |\. Got value: <|\. Got value: Namespace|\. Got value: {", text)[0]
     if len(text) > 400:
         text = f"{text[:190]} … {text[-190:]}"
@@ -116,7 +109,7 @@ def near_class(path: str) -> str:
     """What to write for a class path that leads nowhere."""
     folder, _, name = path.rpartition(".")
     if not folder:
-        return "write it with its module, such as torch.optim.AdamW"
+        return WITH_MODULE
     try:
         module = importlib.import_module(folder)
     except ImportError:
@@ -134,9 +127,9 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
     """
     mask_source = getattr(datamodule, "mask_source", None)
     if isinstance(model, DirectClassificationModule) and mask_source not in (None, "none"):
-        return [f"data.init_args.mask_source: is {mask_source}, but a direct arm sees no mask; set it to none"]
+        return [direct_with_masks(mask_source)]
     if isinstance(model, MaskedClassificationModule) and mask_source == "none":
-        return ["data.init_args.mask_source: is none, but a masked arm needs masks; set it to out_of_fold"]
+        return [MASKED_WITHOUT]
     if isinstance(model, SegmentationModule) != isinstance(datamodule, SegmentationDataModule):
         return [f"data.class_path: {type(datamodule).__name__} does not serve {type(model).__name__}; change one"]
     if isinstance(model, SegmentationModule) and isinstance(datamodule, SegmentationDataModule):

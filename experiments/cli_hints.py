@@ -16,6 +16,78 @@ FOREIGN = {
 }
 """Words of other command lines, and what they are here."""
 
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list of values such as [2.0, 2.0, 6.0]",
+    "list": "a list",
+    "dict": "a mapping of keys to values",
+}
+"""What a person calls Python's types."""
+
+CHOICES = {
+    "trainer.precision": "choose one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
+    "trainer.strategy": "choose one of auto, ddp, fsdp or a class_path",
+}
+"""Keys whose types Lightning declares so widely that the parser's complaint misleads."""
+
+SEED = "seed_everything: is false; a cell is named by its seed, give a whole number"
+"""What a run without a seed is told."""
+
+
+def wrong_type(value: object, name: str) -> str:
+    """A value of another type.
+
+    Args:
+        value: As it was given.
+        name: Key of ``TYPES``.
+    """
+    return f"{str(value)[:80]!r} is not {TYPES[name]}; correct it"
+
+
+def wrong_choice(value: object, choices: Sequence[str]) -> str:
+    """A value that is none of a closed set.
+
+    Args:
+        value: As it was given.
+        choices: The set, in the order to show.
+    """
+    return f"{str(value)[:80]!r} is not one of them; choose one of {', '.join(choices)}"
+
+
+def not_a_choice(key: str, value: object) -> str:
+    """A value of a key of ``CHOICES``.
+
+    Args:
+        key: The key.
+        value: As it was given.
+    """
+    return f"{value} is not one; {CHOICES[key]}"
+
+
+def required(names: Sequence[str]) -> str:
+    """Keys that must be given.
+
+    Args:
+        names: The whole keys.
+    """
+    return f"{', '.join(names)}: is required and not given; set it in a file or with --{names[0]}; {ADVICE}"
+
+
+WITH_MODULE = "write it with its module, such as torch.optim.AdamW"
+"""What a class by its bare name lacks."""
+
+
+def direct_with_masks(mask_source: object) -> str:
+    """A direct arm whose data hand out masks."""
+    return f"data.init_args.mask_source: is {mask_source}, but a direct arm sees no mask; set it to none"
+
+
+MASKED_WITHOUT = "data.init_args.mask_source: is none, but a masked arm needs masks; set it to out_of_fold"
+"""A masked arm whose data hand out none."""
+
 
 def did_you_mean(key: str, known: Sequence[str]) -> str:
     """``did you mean 'backbone'? `` where a known key is near, else nothing.

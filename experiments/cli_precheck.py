@@ -1,58 +1,96 @@
-"""Find mistyped keys and classes before anything heavy is imported: signatures are read from source files.
+"""Find wrong keys, classes and values before anything heavy is imported: signatures are read from source files.
 
 The parser finds them too, after seconds of imports. What cannot be judged from the source is left to it.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from datamodules.errors import InputError
 from experiments.cli_given import COMMAND_LINE, Given
-from experiments.cli_hints import ADVICE, did_you_mean
-
-TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+from experiments.cli_hints import ADVICE, WITH_MODULE, did_you_mean, not_a_choice
+from experiments.cli_source import (
+    TRAINER,
+    Argument,
+    arguments_of,
+    classes_of,
+    exists,
+    fields_of,
+    is_written_in,
+    kinds_of,
+    signature_of,
+    top_arguments,
+    top_keys,
+)
+from experiments.cli_values import complaint
 
 
 def precheck(given: Sequence[Given]) -> None:
-    """Refuse unknown keys of the configuration, the trainer and classes, and classes that are not there.
+    """Refuse unknown keys, classes that are not there, and values of another type than the source declares.
 
     Args:
         given: All that was given.
 
     Raises:
-        InputError: A key or class is unknown: the first fault.
+        InputError: A key, class or value is wrong: the first fault.
     """
-    classes: dict[str, list[str]] = {"trainer": [TRAINER]}
-    for item in given:
-        if item.key in ("model", "data") and isinstance(item.value, str):
-            classes.setdefault(item.key, []).append(item.value)
-        elif item.key.endswith(".class_path") and isinstance(item.value, str):
-            classes.setdefault(item.key.removesuffix(".class_path"), []).append(item.value)
+    classes = classes_given(given)
     for item in given:
         parts = item.key.split(".")
         if parts[0] not in top_keys():
             raise _unknown(item, item.key, top_keys())
         if parts[0] == "trainer" and len(parts) > 1:
-            _check(item, parts[1], classes["trainer"], "trainer.")
+            _check(item, parts[1], [TRAINER], "trainer.")
         for count, part in enumerate(parts[:-1]):
             if part == "init_args":
-                _check(item, parts[count + 1], classes.get(".".join(parts[:count]), [""]))
+                paths = [path for _, path in classes.get(".".join(parts[:count]), [(0, "")])]
+                _check(item, parts[count + 1], paths)
     for owner, paths in classes.items():
-        for path in paths:
-            if "." in path and not _exists(path):
-                raise _no_class(next(item for item in reversed(given) if item.value == path), owner, path)
+        for place, path in paths:
+            if "." in path and not exists(path):
+                raise _no_class(given[place], owner, path)
+        place, path = paths[-1]
+        if owner.endswith(".optimizer") and re.fullmatch(r"\w+", path) and not _optimizer_may_exist(path):
+            raise InputError(f"{place_of(given[place])}: there is no class {path!r} for {owner}; {WITH_MODULE}")
+    for place, item in enumerate(given):
+        if not _replaced(item, given[place + 1 :]):
+            _check_value(place, item, classes)
+
+
+def classes_given(given: Sequence[Given]) -> dict[str, list[tuple[int, str]]]:
+    """Classes in the order in which they were given, with their places among all that was given, by owner.
+
+    Args:
+        given: All that was given.
+    """
+    classes: dict[str, list[tuple[int, str]]] = {}
+    for place, item in enumerate(given):
+        if not isinstance(item.value, str):
+            continue
+        if item.key in ("model", "data") or item.key.endswith(".class_path"):
+            classes.setdefault(item.key.removesuffix(".class_path"), []).append((place, item.value))
+    return classes
+
+
+def place_of(item: Given) -> str:
+    """Where a value was given: ``--trainer.max_epochs``, or ``own.yaml: trainer.max_epochs``.
+
+    Args:
+        item: The value.
+    """
+    return f"--{item.key}" if item.where == COMMAND_LINE else f"{item.where}: {item.key}"
 
 
 def _no_class(item: Given, owner: str, path: str) -> InputError:
     module, _, name = path.rpartition(".")
-    hint = did_you_mean(name, _classes_of(module)).strip() or f"{module} has none of that name"
-    return InputError(f"{_place(item)}: there is no class {path!r} for {owner}; {hint}")
+    hint = did_you_mean(name, classes_of(module)).strip() or f"{module} has none of that name"
+    return InputError(f"{place_of(item)}: there is no class {path!r} for {owner}; {hint}")
+
+
+def _optimizer_may_exist(name: str) -> bool:
+    return any(is_written_in(name, package) for package in ("torch.optim", "timm.optim", "lightning_modules"))
 
 
 def _check(item: Given, name: str, paths: Sequence[str], prefix: str = "") -> None:
@@ -64,78 +102,64 @@ def _check(item: Given, name: str, paths: Sequence[str], prefix: str = "") -> No
 
 
 def _unknown(item: Given, name: str, known: Sequence[str]) -> InputError:
-    return InputError(f"{_place(item)}: unknown key {name!r}; {did_you_mean(name, known)}{ADVICE}")
+    return InputError(f"{place_of(item)}: unknown key {name!r}; {did_you_mean(name, known)}{ADVICE}")
 
 
-def _place(item: Given) -> str:
-    return f"--{item.key}" if item.where == COMMAND_LINE else f"{item.where}: {item.key}"
+def _replaced(item: Given, later: Sequence[Given]) -> bool:
+    """Whether a later value takes this one's place, or may do so."""
+    return any(item.key == other.key or item.key.startswith(f"{other.key}.") for other in later)
 
 
-@functools.cache
-def top_keys() -> tuple[str, ...]:
-    """First parts of all keys: Lightning's, and those that the command line adds."""
-    source = (Path(__file__).parent / "lightning_cli.py").read_text(encoding="utf-8")
-    added = re.findall(r"add_argument\(\s*\"--(\w+)\"", source)
-    return ("seed_everything", "trainer", "model", "data", *added, "config", "print_config")
+def _check_value(place: int, item: Given, classes: dict[str, list[tuple[int, str]]]) -> None:
+    if item.key == "trainer.strategy":
+        _check_strategy(item)
+        return
+    argument = _argument(place, item, classes)
+    fault = None if argument is None else complaint(item.key, argument, item.value)
+    if fault is not None:
+        raise InputError(f"{place_of(item)}: {fault}")
 
 
-@functools.cache
-def arguments_of(path: str) -> tuple[str, ...] | None:
-    """Arguments of a class's constructor as its source says; None where the source does not say all.
+def _check_strategy(item: Given) -> None:
+    """Strategies are registered under names: one that stands nowhere in Lightning's source is none."""
+    word = item.value
+    # hpu: strategies of another package
+    if not isinstance(word, str) or not re.fullmatch(r"[a-z0-9_]+", word) or "hpu" in word or word == "auto":
+        return
+    if not is_written_in(word, "lightning.pytorch.strategies"):
+        raise InputError(f"{place_of(item)}: {not_a_choice(item.key, word)}")
 
-    Args:
-        path: The class with its module.
-    """
-    module, _, name = path.rpartition(".")
-    tree = _tree(module)
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name] if tree else []
-    if not found:
+
+def _argument(place: int, item: Given, classes: dict[str, list[tuple[int, str]]]) -> Argument | None:
+    """What a value is given to; None where the source does not say, or where another class came after it."""
+    parts = item.key.split(".")
+    found: Argument | None = None
+    if parts[0] == "trainer" and len(parts) > 1:
+        found, count = (signature_of(TRAINER) or {}).get(parts[1]), 2
+    elif parts[0] in ("model", "data"):
+        count = 1
+    else:
+        found, count = top_arguments().get(parts[0]), 1
+    while count < len(parts):
+        if parts[count] == "init_args" and count + 1 < len(parts):
+            # its own value of the same name is the parser's affair: it may be carried over, or dropped
+            changed, path = classes.get(".".join(parts[:count]), [(len(parts), "")])[-1]
+            found = (signature_of(path) or {}).get(parts[count + 1]) if path and changed <= place else None
+            count += 2
+        else:
+            found = None if found is None else _field(item, parts[count], found)
+            count += 1
+        if found is None:
+            return None
+    return found
+
+
+def _field(item: Given, name: str, argument: Argument) -> Argument | None:
+    """A field of an argument that is a dataclass."""
+    kinds = [kind for kind in kinds_of(argument) if kind.name != "none"]
+    fields = fields_of(kinds[0].path) if len(kinds) == 1 and kinds[0].name == "dataclass" else None
+    if fields is None:
         return None
-    for node in found[0].body:
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            arguments = node.args
-            if arguments.kwarg is not None:
-                return None
-            return tuple(argument.arg for argument in [*arguments.args[1:], *arguments.kwonlyargs])
-    return None
-
-
-def _exists(path: str) -> bool:
-    """Whether a class may be there: False only where the module's own source shows that it is not."""
-    module, _, name = path.rpartition(".")
-    if module.split(".")[0] not in ("datamodules", "lightning_modules", "callbacks"):
-        return True
-    tree = _tree(module)
-    if tree is None:
-        return _source(module) is not None
-    names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-    imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
-    return name in names | {alias.asname or alias.name for alias in imported}
-
-
-def _classes_of(module: str) -> list[str]:
-    tree = _tree(module)
-    return [] if tree is None else [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-
-
-@functools.cache
-def _tree(module: str) -> ast.Module | None:
-    source = _source(module)
-    try:
-        return None if source is None else ast.parse(source.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError):
-        return None
-
-
-def _source(module: str) -> Path | None:
-    """The file of a module, found without importing its packages."""
-    first, *rest = module.split(".")
-    spec = importlib.util.find_spec(first) if first else None
-    if spec is None or not spec.submodule_search_locations:
-        return Path(spec.origin) if spec is not None and spec.origin and not rest else None
-    for folder in spec.submodule_search_locations:
-        path = Path(folder, *rest)
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
+    if name not in fields:
+        raise _unknown(item, name, tuple(fields))
+    return fields[name]

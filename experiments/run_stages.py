@@ -34,8 +34,7 @@ def evaluate(cli: HepastageCLI, command: str, which: str, verbose: bool = True) 
     Raises:
         InputError: The cell's training has not ended, or there is no such checkpoint.
     """
-    if "fit" not in cli.directory.finished():
-        raise InputError(f"{cli.directory.path}: the training of this cell has not ended; run 'hepastage fit' first")
+    cli.directory.require_trained()
     checkpoint = cli.directory.checkpoint(which)
     weights_of(checkpoint, cli.model)
     if checkpoint.parent != cli.directory.checkpoints:

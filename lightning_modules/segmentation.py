@@ -6,7 +6,6 @@ from typing import TypedDict
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
@@ -95,6 +94,9 @@ class SegmentationModule(TaskModule):
     def _windowed(self, image: Tensor) -> Tensor:
         """Logits of whole volumes, by Gaussian-weighted windows or at once: all that inference computes is here."""
         if self.window is not None:
+            # MONAI takes a second to import
+            from monai.inferers import SlidingWindowInferer
+
             inferer = SlidingWindowInferer(self.window, sw_batch_size=2, overlap=self.overlap, mode="gaussian")
             windowed: Tensor = inferer(image, self.network)
             return windowed

@@ -109,7 +109,7 @@ def words_by_place() -> dict[str, list[str]]:
 
 def training_words(command: str) -> list[str]:
     """Keys of the configuration that are the same for all modules, and the command's own words."""
-    from experiments.cli_precheck import TRAINER, arguments_of, top_keys
+    from experiments.cli_source import TRAINER, arguments_of, top_keys
 
     own = ["--restart", "--print_config"] if command == "fit" else ["--run", "--ckpt"]
     keys = [key for key in top_keys() if key not in ("trainer", "model", "data", "print_config")]

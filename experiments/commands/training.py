@@ -57,13 +57,20 @@ def run(arguments: Sequence[str]) -> int:
 
 def _carry_out(command: str, rest: list[str]) -> int:
     """What one process does."""
+    from experiments.cli_files import check_files
     from experiments.cli_given import given_of
     from experiments.cli_precheck import precheck
     from experiments.cli_words import expand_run, take_restart, with_shipped
 
     # what can be seen in the words alone is answered before seconds of imports
     words = take_restart(rest)[1] if command == "fit" else rest
-    precheck(given_of(with_shipped(expand_run(command, words)[2])))
+    run, which, words = expand_run(command, words)
+    given = given_of(with_shipped(words))
+    precheck(given)
+    check_files(given)
+    if run is not None:
+        run.require_trained()
+        run.checkpoint(which)
 
     from experiments.lightning_cli import run_command
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import load_state_dict
-from timm.models._features import FeatureListNet
 from torch import Tensor, nn
 
+from lightning_modules.networks.backbones import unknown_backbone
 from lightning_modules.networks.mask_injection import MaskGate, resize_mask
 
 
@@ -48,6 +45,9 @@ class SliceEncoder(nn.Module):
         initial_pass: float = 0.5,
     ) -> None:
         super().__init__()
+        # timm takes seconds to import
+        from timm.models._features import FeatureListNet
+
         # timm gives its feature networks no types
         self.backbone: Any = _build(backbone, in_channels, pretrained, weights_file)
         self.is_chain = isinstance(self.backbone, FeatureListNet)
@@ -138,9 +138,10 @@ def _wrap_blocks(network: Any, backbone: str, initial_pass: float) -> None:
 
 def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str | Path | None) -> Any:
     """Build the backbone, with weights from the index, from a file, or none."""
+    import timm
+
     if not timm.is_model(backbone.split(".")[0]):
-        near = difflib.get_close_matches(backbone.split(".")[0], timm.list_models(), n=5)
-        raise ValueError(f"backbone {backbone!r} is not known to timm {timm.__version__}; near names: {near}")
+        raise ValueError(unknown_backbone(backbone, timm.list_models(), timm.__version__))
     options: dict[str, Any] = {"features_only": True, "in_chans": in_channels}
     if "swin" in backbone:
         options["strict_img_size"] = False  # otherwise only the size it was trained at is taken
@@ -166,12 +167,17 @@ def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str 
 
 
 def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    import timm
+
     model: nn.Module = timm.create_model(backbone, pretrained=pretrained, **options)
     return model
 
 
 def _check_weights(backbone: str, path: Path) -> None:
     """Check that the file holds every weight that the feature maps need, since timm only logs what is missing."""
+    import timm
+    from timm.models import load_state_dict
+
     if not path.is_file():
         raise ValueError(f"weights_file {path}: there is no such file; check the path")
     try:

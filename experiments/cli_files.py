@@ -1,0 +1,105 @@
+"""Open cohort and split before anything heavy is imported, and hold what was given against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from callbacks.run_directory import RunDirectory
+from datamodules.errors import InputError
+from experiments.cli_given import Given
+from experiments.cli_hints import MASKED_WITHOUT, SEED, direct_with_masks, required
+from experiments.cli_precheck import classes_given
+from experiments.cli_source import signature_of
+
+DIRECT = "lightning_modules.direct_classification.DirectClassificationModule"
+MASKED = "lightning_modules.masked_classification.MaskedClassificationModule"
+
+
+def check_files(given: Sequence[Given]) -> None:
+    """Refuse names, files and data arguments that the run would refuse once torch is there, in the same words.
+
+    What is not fully understood is left to the run. Nothing is checked where only the configuration is printed.
+
+    Args:
+        given: All that was given, which ``precheck`` has found nothing wrong with.
+
+    Raises:
+        InputError: Something is wrong: the first fault.
+    """
+    if any(item.key == "print_config" for item in given):
+        return
+    last = {item.key: item.value for item in given}
+    classes = {owner: paths[-1][1] for owner, paths in classes_given(given).items()}
+    names = {key: last.get(key, "name") for key in ("study", "arm")}
+    if all(isinstance(name, str) for name in names.values()):
+        RunDirectory.of_cell("runs", names["study"], names["arm"], "cell")
+    arguments = _data_arguments(last, classes.get("data", ""))
+    if arguments is None or "model" not in classes:
+        return
+    if arguments["cohort"] is None:
+        raise InputError(required(["data.init_args.cohort"]))
+    _open(arguments)
+    if last.get("seed_everything") is False:
+        raise InputError(SEED)
+    _check_masks(arguments, classes["model"])
+    _check_backbones(last, classes)
+
+
+def _data_arguments(last: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+    """Arguments of the data module with its defaults; None where the words do not say them for certain."""
+    signature = signature_of(path) if path.startswith("datamodules.") else None
+    if signature is None or "cohort" not in signature:
+        return None
+    begins = ("data.init_args.", "data.class_path")
+    if any(key.startswith("data.") and not key.startswith(begins) for key in last):
+        return None
+    arguments = {name: last.get(f"data.init_args.{name}", argument.default) for name, argument in signature.items()}
+    for name, value in arguments.items():
+        argument = signature[name]
+        if f"data.init_args.{name}" not in last and argument.required and name != "cohort":
+            return None
+        kinds: tuple[type, ...] = (int,) if name in ("fold", "batch_size", "workers") else (str, type(None))
+        checked = ("cohort", "splits", "fold", "sequence", "rule", "test_rule", "mask_source", "masks")
+        if name in (*checked, "batch_size", "workers") and (not isinstance(value, kinds) or isinstance(value, bool)):
+            return None
+    return arguments
+
+
+def _open(arguments: Mapping[str, Any]) -> None:
+    # pandas takes half a second: not before it is needed
+    from datamodules.opening import check_loading, label_rules, opened
+
+    sequences = arguments.get("sequences") if "sequences" in arguments else [arguments.get("sequence")]
+    if not isinstance(sequences, (list, tuple)) or not all(isinstance(name, str) for name in sequences):
+        return
+    check_loading(arguments.get("batch_size", 1), arguments.get("workers", 0))
+    _, splits = opened(arguments["cohort"], arguments.get("splits"), arguments.get("fold", 0), sequences)
+    if "rule" in arguments:
+        label_rules(splits, arguments["rule"], arguments.get("test_rule"))
+
+
+def _check_masks(arguments: Mapping[str, Any], model: str) -> None:
+    from datamodules.opening import check_masks
+
+    source = arguments.get("mask_source")
+    if source is None:
+        return
+    check_masks(source, arguments.get("masks"))
+    if model == DIRECT and source != "none":
+        raise InputError(direct_with_masks(source))
+    if model == MASKED and source == "none":
+        raise InputError(MASKED_WITHOUT)
+
+
+def _check_backbones(last: Mapping[str, Any], classes: Mapping[str, str]) -> None:
+    from lightning_modules.networks.backbones import backbone_fault
+
+    for key, value in last.items():
+        owner = key.removesuffix(".init_args.backbone")
+        if owner == key or not isinstance(value, str):
+            continue
+        if "backbone" in (signature_of(classes.get(owner, "")) or {}) and classes[owner].startswith("lightning_mod"):
+            fault = backbone_fault(value)
+            if fault is not None:
+                raise InputError(fault)

@@ -1,0 +1,291 @@
+"""What classes take, read from their source files: nothing is imported, so an answer needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+DEPTH = 8
+"""Aliases of aliases that are followed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a constructor, or a field of a dataclass.
+
+    Attributes:
+        name: Its name.
+        annotation: Its type, as an expression; None where there is none.
+        module: The module in which the expression is to be read.
+        required: Whether it has no default.
+        default: Its default where that is a plain value, else None.
+    """
+
+    name: str
+    annotation: ast.expr | None
+    module: str
+    required: bool
+    default: Any = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """One of the types that an annotation allows.
+
+    Attributes:
+        name: ``int``, ``float``, ``bool``, ``str``, ``none``, ``literal``, ``tuple``, ``dataclass``, or ``unknown``.
+        choices: Of a literal, its values in their order.
+        path: Of a dataclass, its name with its module.
+    """
+
+    name: str
+    choices: tuple[Any, ...] = ()
+    path: str = ""
+
+
+UNKNOWN = Kind("unknown")
+
+
+@functools.cache
+def signature_of(path: str) -> dict[str, Argument] | None:
+    """Arguments of a class's constructor as its source says; None where the source does not say all.
+
+    Args:
+        path: The class with its module.
+    """
+    module, _, name = path.rpartition(".")
+    found = _class(name, module)
+    if found is None:
+        return None
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            if node.args.kwarg is not None:
+                return None
+            return _arguments(node.args, module)
+    return None
+
+
+def arguments_of(path: str) -> tuple[str, ...] | None:
+    """Names of the arguments of a class's constructor; None where the source does not say all.
+
+    Args:
+        path: The class with its module.
+    """
+    found = signature_of(path)
+    return None if found is None else tuple(found)
+
+
+@functools.cache
+def fields_of(path: str) -> dict[str, Argument] | None:
+    """Fields of a dataclass without base classes; None where the source does not say all.
+
+    Args:
+        path: The class with its module.
+    """
+    module, _, name = path.rpartition(".")
+    found = _class(name, module)
+    if found is None or found.bases or not any("dataclass" in ast.unparse(node) for node in found.decorator_list):
+        return None
+    fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    return {
+        node.target.id: Argument(node.target.id, node.annotation, module, node.value is None)
+        for node in fields
+        if isinstance(node.target, ast.Name)
+    }
+
+
+@functools.cache
+def top_arguments() -> dict[str, Argument]:
+    """The seed, and the keys that the command line adds to Lightning's."""
+    module = "experiments.lightning_cli"
+    seed = ast.parse("bool | int", mode="eval").body
+    found = {"seed_everything": Argument("seed_everything", seed, module, False)}
+    for node in ast.walk(tree_of(module) or ast.Module([], [])):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr == "add_argument" and node.args and isinstance(node.args[0], ast.Constant):
+            name = str(node.args[0].value).lstrip("-")
+            types = [keyword.value for keyword in node.keywords if keyword.arg == "type"]
+            found[name] = Argument(name, types[0] if types else None, module, False)
+    return found
+
+
+def top_keys() -> tuple[str, ...]:
+    """First parts of all keys: Lightning's, and those that the command line adds."""
+    return ("trainer", "model", "data", *top_arguments(), "config", "print_config")
+
+
+def kinds_of(argument: Argument) -> tuple[Kind, ...]:
+    """The types that an argument may have; ``unknown`` stands for all that is not understood.
+
+    Args:
+        argument: The argument.
+    """
+    return (UNKNOWN,) if argument.annotation is None else tuple(_kinds(argument.annotation, argument.module, DEPTH))
+
+
+def exists(path: str) -> bool:
+    """Whether a class may be there: False only where the module's own source shows that it is not.
+
+    Args:
+        path: The class with its module.
+    """
+    module, _, name = path.rpartition(".")
+    if module.split(".")[0] not in ("datamodules", "lightning_modules", "callbacks"):
+        return True
+    tree = tree_of(module)
+    if tree is None:
+        return source_of(module) is not None
+    names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return name in names | {alias.asname or alias.name for alias in imported}
+
+
+def is_written_in(word: str, package: str) -> bool:
+    """Whether a word occurs in the source files of a package's folder, or there are none.
+
+    Args:
+        word: A name.
+        package: Dotted name of the package.
+    """
+    init = source_of(package)
+    files = [] if init is None else sorted(init.parent.glob("*.py"))
+    pattern = re.compile(rf"\b{re.escape(word)}\b")
+    return not files or any(pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
+
+
+def classes_of(module: str) -> list[str]:
+    """Names of the classes of a module.
+
+    Args:
+        module: Its dotted name.
+    """
+    tree = tree_of(module)
+    return [] if tree is None else [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+@functools.cache
+def tree_of(module: str) -> ast.Module | None:
+    """A module's source as a tree; None where there is none to read.
+
+    Args:
+        module: Its dotted name.
+    """
+    source = source_of(module)
+    try:
+        return None if source is None else ast.parse(source.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module, found without importing its packages.
+
+    Args:
+        module: Its dotted name.
+    """
+    first, *rest = module.split(".")
+    spec = importlib.util.find_spec(first) if first else None
+    if spec is None or not spec.submodule_search_locations:
+        return Path(spec.origin) if spec is not None and spec.origin and not rest else None
+    for folder in spec.submodule_search_locations:
+        path = Path(folder, *rest)
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _class(name: str, module: str) -> ast.ClassDef | None:
+    tree = tree_of(module)
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name] if tree else []
+    return found[0] if found else None
+
+
+def _arguments(arguments: ast.arguments, module: str) -> dict[str, Argument]:
+    plain = arguments.args[1:]
+    defaults = [None] * len(arguments.args) + list(arguments.defaults)
+    pairs = [*zip(plain, defaults[len(defaults) - len(plain) :] if plain else [], strict=True)]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {
+        argument.arg: Argument(argument.arg, argument.annotation, module, default is None, _plain(default))
+        for argument, default in pairs
+    }
+
+
+def _plain(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _kinds(node: ast.expr, module: str, depth: int) -> list[Kind]:
+    if depth == 0:
+        return [UNKNOWN]
+    if isinstance(node, ast.Constant):
+        if node.value is None:
+            return [Kind("none")]
+        return _kinds(_parsed(node.value), module, depth - 1) if isinstance(node.value, str) else [UNKNOWN]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _kinds(node.left, module, depth) + _kinds(node.right, module, depth)
+    if isinstance(node, ast.Name):
+        return _named(node.id, module, depth - 1)
+    if isinstance(node, ast.Subscript):
+        return _generic(node, module, depth - 1)
+    return [UNKNOWN]
+
+
+def _parsed(text: str) -> ast.expr:
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return ast.Tuple([], ast.Load())
+
+
+def _generic(node: ast.Subscript, module: str, depth: int) -> list[Kind]:
+    name = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if name == "Optional":
+        return [*_kinds(node.slice, module, depth), Kind("none")]
+    if name == "Union":
+        return [kind for part in parts for kind in _kinds(part, module, depth)]
+    if name == "Literal":
+        if all(isinstance(part, ast.Constant) for part in parts):
+            return [Kind("literal", tuple(part.value for part in parts if isinstance(part, ast.Constant)))]
+        return [UNKNOWN]
+    if name in ("tuple", "Tuple"):
+        # of others than numbers, a word may be one that is appended
+        inner = [kind.name for part in parts if not _dots(part) for kind in _kinds(part, module, depth)]
+        return [Kind("tuple")] if set(inner) <= {"int", "float", "none"} else [UNKNOWN]
+    return [UNKNOWN]
+
+
+def _dots(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is Ellipsis
+
+
+def _named(name: str, module: str, depth: int) -> list[Kind]:
+    if name in ("int", "float", "bool", "str"):
+        return [Kind(name)]
+    tree = tree_of(module)
+    if tree is None or depth <= 0:
+        return [UNKNOWN]
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return _kinds(node.value, module, depth)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            path = f"{module}.{name}"
+            return [UNKNOWN if fields_of(path) is None else Kind("dataclass", path=path)]
+    for other in ast.walk(tree):
+        if isinstance(other, ast.ImportFrom) and other.level == 0 and other.module:
+            for alias in other.names:
+                if (alias.asname or alias.name) == name:
+                    return _named(alias.name, other.module, depth)
+    return [UNKNOWN]
