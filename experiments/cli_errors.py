@@ -24,6 +24,7 @@ from experiments.cli_hints import (
     WITH_MODULE,
     did_you_mean,
     direct_with_masks,
+    does_not_serve,
     not_a_choice,
     required,
     wrong_choice,
@@ -131,7 +132,7 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
     if isinstance(model, MaskedClassificationModule) and mask_source == "none":
         return [MASKED_WITHOUT]
     if isinstance(model, SegmentationModule) != isinstance(datamodule, SegmentationDataModule):
-        return [f"data.class_path: {type(datamodule).__name__} does not serve {type(model).__name__}; change one"]
+        return [does_not_serve(type(datamodule).__name__, type(model).__name__)]
     if isinstance(model, SegmentationModule) and isinstance(datamodule, SegmentationDataModule):
         # whole volumes are padded for prediction, patches for training are not
         name, size = "data.init_args.patch", datamodule.patch
@@ -144,7 +145,7 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
             if edges is not None and any(edge % factor for edge, factor in zip(edges, divisor, strict=True))
         ]
     if isinstance(model, StagingModule) != isinstance(datamodule, StagingDataModule):
-        return [f"data.class_path: {type(datamodule).__name__} does not serve {type(model).__name__}; change one"]
+        return [does_not_serve(type(datamodule).__name__, type(model).__name__)]
     order = getattr(getattr(model, "network", None), "sequences", datamodule.sequences)
     if isinstance(model, StagingModule) and tuple(order) != datamodule.sequences:
         return [

@@ -8,12 +8,19 @@ from typing import Any
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import InputError
 from experiments.cli_given import Given
-from experiments.cli_hints import MASKED_WITHOUT, SEED, direct_with_masks, required
+from experiments.cli_hints import MASKED_WITHOUT, SEED, direct_with_masks, does_not_serve, required
 from experiments.cli_precheck import classes_given
 from experiments.cli_source import signature_of
 
 DIRECT = "lightning_modules.direct_classification.DirectClassificationModule"
 MASKED = "lightning_modules.masked_classification.MaskedClassificationModule"
+
+SERVED = {
+    "lightning_modules.segmentation.SegmentationModule": "datamodules.segmentation.SegmentationDataModule",
+    "lightning_modules.staging.StagingModule": "datamodules.staging.StagingDataModule",
+}
+"""Models, and the data that serve them and no other."""
+SHIPPED = {DIRECT, MASKED, *SERVED, *SERVED.values(), "datamodules.classification.ClassificationDataModule"}
 
 
 def check_files(given: Sequence[Given]) -> None:
@@ -39,11 +46,27 @@ def check_files(given: Sequence[Given]) -> None:
         return
     if arguments["cohort"] is None:
         raise InputError(required(["data.init_args.cohort"]))
+    _check_grid(last)
     _open(arguments)
     if last.get("seed_everything") is False:
         raise InputError(SEED)
+    if fault := misfit(classes["model"], classes["data"]):
+        raise InputError(fault)
     _check_masks(arguments, classes["model"])
     _check_backbones(last, classes)
+
+
+def misfit(model: str, data: str) -> str | None:
+    """What is wrong with a model and data that serve another one, of the shipped classes; else None.
+
+    Args:
+        model: The learning module's class path.
+        data: The data module's class path.
+    """
+    for module, datamodule in SERVED.items():
+        if (model == module) != (data == datamodule) and {model, data} <= SHIPPED:
+            return does_not_serve(data.rsplit(".", 1)[-1], model.rsplit(".", 1)[-1])
+    return None
 
 
 def _data_arguments(last: Mapping[str, Any], path: str) -> dict[str, Any] | None:
@@ -77,6 +100,22 @@ def _open(arguments: Mapping[str, Any]) -> None:
     _, splits = opened(arguments["cohort"], arguments.get("splits"), arguments.get("fold", 0), sequences)
     if "rule" in arguments:
         label_rules(splits, arguments["rule"], arguments.get("test_rule"))
+
+
+def _check_grid(last: Mapping[str, Any]) -> None:
+    """Each value of the preprocessing by itself; whether they go together is seen when it is built."""
+    begin = "data.init_args.preprocessing."
+    values = {key.removeprefix(begin): value for key, value in last.items() if key.startswith(begin)}
+    numbers = [values.get("spacing"), values.get("shape")]
+    if not all(value is None or isinstance(value, list) for value in numbers) or begin[:-1] in last:
+        return
+    if not all(item is None or isinstance(item, (int, float)) for value in numbers for item in value or ()):
+        return
+    from datamodules.preprocessing import Preprocessing
+
+    for name in ("spacing", "shape", "normalisation", "mask_interpolation"):
+        if values.get(name) not in (None, "nyul") and None not in (values[name] if name == "shape" else ()):
+            Preprocessing(**{name: values[name]})
 
 
 def _check_masks(arguments: Mapping[str, Any], model: str) -> None:

@@ -85,6 +85,11 @@ def direct_with_masks(mask_source: object) -> str:
     return f"data.init_args.mask_source: is {mask_source}, but a direct arm sees no mask; set it to none"
 
 
+def does_not_serve(datamodule: str, model: str) -> str:
+    """Data of another task than the model's."""
+    return f"data.class_path: {datamodule} does not serve {model}; change one"
+
+
 MASKED_WITHOUT = "data.init_args.mask_source: is none, but a masked arm needs masks; set it to out_of_fold"
 """A masked arm whose data hand out none."""
 

@@ -45,15 +45,15 @@ def precheck(given: Sequence[Given]) -> None:
             _check(item, parts[1], [TRAINER], "trainer.")
         for count, part in enumerate(parts[:-1]):
             if part == "init_args":
-                paths = [path for _, path in classes.get(".".join(parts[:count]), [(0, "")])]
-                _check(item, parts[count + 1], paths)
+                owners = [path for _, path in classes.get(".".join(parts[:count]), [(0, "")])]
+                _check(item, parts[count + 1], owners)
     for owner, paths in classes.items():
         for place, path in paths:
             if "." in path and not exists(path):
                 raise _no_class(given[place], owner, path)
-        place, path = paths[-1]
-        if owner.endswith(".optimizer") and re.fullmatch(r"\w+", path) and not _optimizer_may_exist(path):
-            raise InputError(f"{place_of(given[place])}: there is no class {path!r} for {owner}; {WITH_MODULE}")
+        last, name = paths[-1]
+        if owner.endswith(".optimizer") and re.fullmatch(r"\w+", name) and not _optimizer_may_exist(name):
+            raise InputError(f"{place_of(given[last])}: there is no class {name!r} for {owner}; {WITH_MODULE}")
     for place, item in enumerate(given):
         if not _replaced(item, given[place + 1 :]):
             _check_value(place, item, classes)

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+OWN = ("datamodules", "lightning_modules", "callbacks")
+READABLE = ("torch", "lightning", "monai", "timm")
+"""Packages whose modules say in their source what they hold."""
 DEPTH = 8
 """Aliases of aliases that are followed."""
 
@@ -137,14 +140,15 @@ def exists(path: str) -> bool:
         path: The class with its module.
     """
     module, _, name = path.rpartition(".")
-    if module.split(".")[0] not in ("datamodules", "lightning_modules", "callbacks"):
+    package = module.split(".")[0]
+    if package not in (*OWN, *READABLE):
         return True
     tree = tree_of(module)
     if tree is None:
-        return source_of(module) is not None
-    names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-    imported = [alias for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
-    return name in names | {alias.asname or alias.name for alias in imported}
+        return package not in OWN or source_of(module) is not None
+    names = _names_of(tree)
+    # what a module does not say of itself: other modules' names, and those made as it runs
+    return name in names or "*" in names or "__getattr__" in names
 
 
 def is_written_in(word: str, package: str) -> bool:
@@ -161,13 +165,29 @@ def is_written_in(word: str, package: str) -> bool:
 
 
 def classes_of(module: str) -> list[str]:
-    """Names of the classes of a module.
+    """Names of the classes of a module, or, of a package that only imports them, what it imports by such a name.
 
     Args:
         module: Its dotted name.
     """
     tree = tree_of(module)
-    return [] if tree is None else [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    if tree is None:
+        return []
+    own = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return own or sorted(name for name in _names_of(tree) if name[:1].isupper())
+
+
+def _names_of(tree: ast.Module) -> set[str]:
+    """Names that a module's source gives: classes, functions, what is assigned and imported."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.ImportFrom, ast.Import)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 @functools.cache
