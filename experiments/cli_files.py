@@ -46,8 +46,8 @@ def check_files(given: Sequence[Given]) -> None:
         return
     if arguments["cohort"] is None:
         raise InputError(required(["data.init_args.cohort"]))
-    _check_grid(last)
     _open(arguments)
+    _check_grid(last)
     if last.get("seed_everything") is False:
         raise InputError(SEED)
     if fault := misfit(classes["model"], classes["data"]):

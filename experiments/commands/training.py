@@ -68,7 +68,7 @@ def _carry_out(command: str, rest: list[str]) -> int:
     given = given_of(with_shipped(words))
     precheck(given)
     check_files(given)
-    if run is not None:
+    if run is not None and not any(item.key == "print_config" for item in given):
         run.require_trained()
         run.checkpoint(which)
 
