@@ -61,7 +61,8 @@ def _train(out: Path, options: argparse.Namespace) -> None:
     fold = Splits.load(out / "splits.json", cohort).folds[0]
     work = _our_work()
     nnunet_peer.prepare(out, cohort, fold, SPACING, work)
-    ratios, rows = [], []
+    ratios: list[float] = []
+    rows: list[tuple[dict[str, float], dict[str, float]]] = []
     for seed in range(options.seeds):
         contestants = [
             Contestant(
@@ -76,15 +77,15 @@ def _train(out: Path, options: argparse.Namespace) -> None:
         ratios.append(statistics.median(ours) / statistics.median(peer))
         console.print(f"seed {seed}: ours {spread(ours)} s, nnU-Net {spread(peer)} s, ratio {ratios[-1]:.3f}")
         if options.enough is None:
-            rows.append((seed, _dice_ours(out, seed), _dice_peer(out, seed, cohort, sorted(fold.test))))
-            console.print(f"  Dice by patient: ours {rows[-1][1]}, nnU-Net {rows[-1][2]}")
+            rows.append((_dice_ours(out, seed), _dice_peer(out, seed, cohort, sorted(fold.test))))
+            console.print(f"  Dice by patient: ours {rows[-1][0]}, nnU-Net {rows[-1][1]}")
     table = Table("seed", "ratio of an iteration", "Dice ours", "Dice nnU-Net", title="Training beside nnU-Net v2")
     for seed, ratio in enumerate(ratios):
-        dices = [f"{statistics.mean(item.values()):.4f}" for item in rows[seed][1:]] if rows else ["", ""]
+        dices = [f"{statistics.mean(item.values()):.4f}" for item in rows[seed]] if rows else ["", ""]
         table.add_row(str(seed), f"{ratio:.3f}", *dices)
     console.print(table)
     if rows:
-        ours, peer = ([statistics.mean(row[index].values()) for row in rows] for index in (1, 2))
+        ours, peer = ([statistics.mean(row[index].values()) for row in rows] for index in (0, 1))
         console.print(f"mean Dice: ours {statistics.mean(ours):.4f}, nnU-Net {statistics.mean(peer):.4f}")
     (out / "train.json").write_text(json.dumps({"ratios": ratios, "dice": rows}), encoding="utf-8")
 
@@ -141,7 +142,8 @@ def _ours(out: Path, options: argparse.Namespace) -> None:
     """Train and test as the command line does, with a diary."""
     from lightning.pytorch import Callback
 
-    from experiments.lightning_cli import evaluate, fit, parsed
+    from experiments.lightning_cli import parsed
+    from experiments.run_stages import evaluate, fit
 
     book = Diary(out / f"ours_{options.seed}.jsonl")
 
@@ -170,7 +172,7 @@ def _dice_ours(out: Path, seed: int) -> dict[str, float]:
 
     (record,) = (out / "runs" / f"seed{seed}" / "ours").glob("*/predictions.parquet")
     frame = pd.read_parquet(record)
-    return {str(row.scan_id): round(float(row.dice), 4) for row in frame.itertuples()}
+    return dict(zip(frame["scan_id"].astype(str), frame["dice"].astype(float).round(4).tolist(), strict=True))
 
 
 def _dice_peer(out: Path, seed: int, cohort: Any, patients: list[str]) -> dict[str, float]:
@@ -214,7 +216,7 @@ def _predict(out: Path, options: argparse.Namespace) -> None:
     )
     for mirror in (False, True):
         peer = nnunet_peer.predictor(out, 0, mirror=mirror)
-        settings = {name: Inference(mirror=mirror, precision=name) for name in ("bf16", "32")}  # type: ignore[arg-type]
+        settings = {name: Inference(mirror=mirror, precision=name) for name in ("bf16", "32")}
         times: dict[str, list[float]] = {"peer": [], **{name: [] for name in settings}}
         agreement: dict[str, list[float]] = {name: [] for name in settings}
         for turn in range(options.rounds):

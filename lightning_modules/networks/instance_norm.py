@@ -32,6 +32,6 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             nn.functional.batch_norm(
                 item, None, None, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps
             )
-            for item in ordered.split(1)
+            for item in torch.split(ordered, 1)
         ]
         return torch.cat(items) if len(items) > 1 else items[0]
