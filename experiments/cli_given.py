@@ -44,9 +44,9 @@ def given_of(words: Sequence[str]) -> list[Given]:
         if not sign and queue and not queue[0].startswith("--"):
             value = queue.pop(0)
         if name in ("-c", "--config"):
-            found += _flat(_loaded(Path(value)), "", Path(value).name)
+            found += flat(_loaded(Path(value)), "", Path(value).name)
         else:
-            found += _flat(_parsed(value), name.lstrip("-").rstrip("+"), COMMAND_LINE)
+            found += flat(_parsed(value), name.lstrip("-").rstrip("+"), COMMAND_LINE)
     return found
 
 
@@ -132,10 +132,17 @@ def _at(value: Any, key: str) -> Any:
     return value
 
 
-def _flat(value: Any, key: str, where: str) -> Iterator[Given]:
+def flat(value: Any, key: str, where: str) -> Iterator[Given]:
+    """The values of a mapping, however deep, with their dotted keys.
+
+    Args:
+        value: A mapping, or a value of its own.
+        key: Its dotted key; empty at the top.
+        where: Where it was given.
+    """
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name), where)
+            yield from flat(item, f"{key}.{name}" if key else str(name), where)
     else:
         yield Given(key, value, where)
 

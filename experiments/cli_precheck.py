@@ -6,10 +6,10 @@ The parser finds them too, after seconds of imports. What cannot be judged from 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datamodules.errors import InputError
-from experiments.cli_given import COMMAND_LINE, Given
+from experiments.cli_given import COMMAND_LINE, Given, flat
 from experiments.cli_hints import ADVICE, WITH_MODULE, did_you_mean, not_a_choice
 from experiments.cli_source import (
     TRAINER,
@@ -36,6 +36,7 @@ def precheck(given: Sequence[Given]) -> None:
     Raises:
         InputError: A key, class or value is wrong: the first fault.
     """
+    given = _with_members(given)
     classes = classes_given(given)
     for item in given:
         parts = item.key.split(".")
@@ -57,6 +58,21 @@ def precheck(given: Sequence[Given]) -> None:
     for place, item in enumerate(given):
         if not _replaced(item, given[place + 1 :]):
             _check_value(place, item, classes)
+
+
+def _with_members(given: Sequence[Given]) -> list[Given]:
+    """All that was given, and the members of lists of classes by their number: ``trainer.callbacks.0.class_path``.
+
+    A list that is replaced by a later one is left as it is.
+    """
+    found: list[Given] = []
+    for place, item in enumerate(given):
+        found.append(item)
+        if isinstance(item.value, list) and not _replaced(item, given[place + 1 :]):
+            for number, member in enumerate(item.value):
+                if isinstance(member, Mapping) and "class_path" in member:
+                    found += flat(member, f"{item.key}.{number}", item.where)
+    return found
 
 
 def classes_given(given: Sequence[Given]) -> dict[str, list[tuple[int, str]]]:
@@ -146,6 +162,9 @@ def _argument(place: int, item: Given, classes: dict[str, list[tuple[int, str]]]
             changed, path = classes.get(".".join(parts[:count]), [(len(parts), "")])[-1]
             found = (signature_of(path) or {}).get(parts[count + 1]) if path and changed <= place else None
             count += 2
+        elif parts[count].isdigit() and parts[count + 1 : count + 2] == ["init_args"]:
+            # a member of a list of classes: its own class says what its arguments are
+            count += 1
         else:
             found = None if found is None else _field(item, parts[count], found)
             count += 1

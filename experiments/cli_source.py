@@ -66,11 +66,12 @@ def signature_of(path: str) -> dict[str, Argument] | None:
     found = _class(name, module)
     if found is None:
         return None
-    for node in found.body:
+    written, home = found
+    for node in written.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             if node.args.kwarg is not None:
                 return None
-            return _arguments(node.args, module)
+            return _arguments(node.args, home)
     return None
 
 
@@ -93,11 +94,14 @@ def fields_of(path: str) -> dict[str, Argument] | None:
     """
     module, _, name = path.rpartition(".")
     found = _class(name, module)
-    if found is None or found.bases or not any("dataclass" in ast.unparse(node) for node in found.decorator_list):
+    if found is None:
         return None
-    fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    written, home = found
+    if written.bases or not any("dataclass" in ast.unparse(node) for node in written.decorator_list):
+        return None
+    fields = [node for node in written.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
     return {
-        node.target.id: Argument(node.target.id, node.annotation, module, node.value is None)
+        node.target.id: Argument(node.target.id, node.annotation, home, node.value is None)
         for node in fields
         if isinstance(node.target, ast.Name)
     }
@@ -222,10 +226,17 @@ def source_of(module: str) -> Path | None:
     return None
 
 
-def _class(name: str, module: str) -> ast.ClassDef | None:
+def _class(name: str, module: str, depth: int = 4) -> tuple[ast.ClassDef, str] | None:
+    """A class and the module it is written in, found through modules that import it from others."""
     tree = tree_of(module)
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name] if tree else []
-    return found[0] if found else None
+    for node in tree.body if tree and depth else ():
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _class(alias.name, node.module, depth - 1)
+    return None
 
 
 def _arguments(arguments: ast.arguments, module: str) -> dict[str, Argument]:

@@ -225,3 +225,34 @@ def test_a_right_command_passes(tiny_cohort: Tiny, tmp_path: Path) -> None:
 )
 def test_what_the_words_do_not_say_for_certain_is_left_to_the_run(words: list[str]) -> None:
     check_files(given_of(with_shipped(["-c", "direct", *words])))
+
+
+def chain(**arguments: object) -> dict[str, object]:
+    noise = {"class_path": "datamodules.augmentation.RandomNoise", "init_args": arguments}
+    augmentation = {"class_path": "datamodules.augmentation.BatchedAugmentation", "init_args": {"transforms": [noise]}}
+    return {"data": {"init_args": {"augmentation": augmentation}}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stdd": [0.0, 0.1]}, r"transforms\.0\.init_args\.stdd: unknown key 'stdd'; did you mean 'std'\?"),
+        ({"p": "much"}, r"transforms\.0\.init_args\.p: 'much' is not a number; correct it"),
+    ],
+)
+def test_members_of_lists_are_judged_too(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(chain(**arguments)))
+    with pytest.raises(InputError, match=message):
+        precheck(given_of(with_shipped(["-c", "segmentation", "-c", str(path)])))
+    # a list that a later file replaces is not used
+    right = tmp_path / "right.yaml"
+    right.write_text(yaml.safe_dump(chain(std=[0.0, 0.1], p=0.5)))
+    precheck(given_of(with_shipped(["-c", "segmentation", "-c", str(path), "-c", str(right)])))
+
+
+def test_a_mistyped_member_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(chain()).replace("RandomNoise", "RandomNoize"))
+    with pytest.raises(InputError, match=r"own\.yaml: .*transforms\.0\.class_path: there is no class .*RandomNoize"):
+        precheck(given_of(with_shipped(["-c", "segmentation", "-c", str(path)])))
