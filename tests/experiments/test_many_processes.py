@@ -148,6 +148,7 @@ def check_said_once(text: str) -> None:
         assert noise not in text, text
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(odd: Path, one: Path) -> None:
     code, text = ended(command(specification(odd, "two", 2, TWO)))
     assert code == 0, text
