@@ -9,6 +9,9 @@ import warnings
 
 def quieten() -> None:
     """Filter warnings that nobody here can act on; all others are kept."""
+    # a program that uses W&B hands the address of its service down: there the id of a run that was killed stays in
+    # use until that program ends, and the run could not go on. Each command has a service of its own.
+    os.environ.pop("WANDB_SERVICE", None)
     os.environ.setdefault("WANDB_SILENT", "true")
     # the client would note command words, folders and printed text, and with them paths and perhaps patients
     os.environ.setdefault("WANDB_X_DISABLE_META", "true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from experiments.cli import main
 from experiments.wandb_runs import SUPERSEDED
 from experiments.wandb_sync import offline_runs
 from tests.experiments.killing import run_killed
@@ -31,6 +33,14 @@ def rows_of(found: OnDisk) -> list[dict[str, Any]]:
         | {key: value for key, value in row.items() if key not in own and not key.startswith("speed/")}
         for row in found.history
     ]
+
+
+def test_a_service_of_the_calling_program_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the id of a killed run would stay in use: a notebook that uses W&B and calls ``hepastage fit``."""
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-tcp-localhost-1")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "WANDB_SERVICE" not in os.environ
 
 
 def test_killed_and_resumed_is_one_run(tiny_cohort: Tiny, tmp_path: Path) -> None:
