@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,23 +106,32 @@ class Study:
         return tuple(arm for arm in self.segmenters if arm.name in names)
 
     @classmethod
-    def load(cls, path: Path) -> Study:
+    def load(cls, path: Path, smoke: bool = False) -> Study:
         """Read and check a study file.
 
+        Args:
+            path: The file, or a shipped study's name, such as ``demo``.
+            smoke: Take the study's smoke variant, called ``<study>-smoke``.
+
         Raises:
-            InputError: The file is missing, is not YAML, or breaks the form: all faults, each naming its key.
+            InputError: The file is missing, is not YAML, breaks the form, or has no smoke variant: all faults, each
+                naming its key.
         """
+        path = _shipped(path)
         try:
             value = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise InputError(f"{path}: no such study file; 'hepastage demo' writes one into its folder") from error
+            names = ", ".join(shipped_studies())
+            raise InputError(f"{path}: no such study file, and none is shipped so; shipped are {names}") from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
         if not isinstance(value, dict):
             raise InputError(f"{path}: is not a mapping of keys; a study has {', '.join(SCHEMA['properties'])}")
         faults = form_faults(value)
+        if smoke and not faults and "smoke" not in value:
+            faults = ["smoke: is not there; a study has a smoke variant where this key says what it changes"]
         if not faults:
-            study, faults = _study(value, path.parent)
+            study, faults = _study(_smoked(value) if smoke else value, path.parent)
         if faults:
             raise InputError(*(f"{path}: {fault}" for fault in faults))
         return study
@@ -165,6 +175,31 @@ def masks_folder(study: Path, segmenter: str) -> Path:
     return study / ("masks" if segmenter == "segmenter" else f"masks-{segmenter}")
 
 
+def shipped_studies() -> list[str]:
+    """Names of the studies that come with hepastage."""
+    found = importlib.resources.files("experiments.studies").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in found if file.name.endswith(".yaml"))
+
+
+def _shipped(path: Path) -> Path:
+    """A shipped study's file where a bare name is given and no such file is there."""
+    if path.is_file() or path.parent != Path() or path.name.removesuffix(".yaml") not in shipped_studies():
+        return path
+    return Path(str(importlib.resources.files("experiments.studies").joinpath(f"{path.stem}.yaml")))
+
+
+def _smoked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's content with its smoke variant laid over it."""
+    smoke = value["smoke"]
+    return {
+        **value,
+        "study": f"{value['study']}-smoke",
+        "seeds": smoke.get("seeds") or [0],
+        "folds": smoke.get("folds") or value.get("folds"),
+        "last": {kind: smoke.get(kind) or {} for kind in ("arms", "segmenters")},
+    }
+
+
 def _study(value: dict[str, Any], folder: Path) -> tuple[Study, list[str]]:
     """The study of a content whose form is right, and what is still wrong with it."""
     first = dict(value.get("segmenters") or {})
@@ -174,9 +209,16 @@ def _study(value: dict[str, Any], folder: Path) -> tuple[Study, list[str]]:
     if not arms and not faults:
         faults.append("arms: is missing; a study needs arms, or a base with axes")
     common = {"set": value.get("set"), "resources": value.get("resources")}
+    last = value.get("last") or {"arms": {}, "segmenters": {}}
     made = {
-        "segmenters": [_arm(name, merged([common, arm]), "segmenter", folder, {}) for name, arm in first.items()],
-        "arms": [_arm(name, merged([common, arm]), "classifier", folder, axes) for name, (arm, axes) in arms.items()],
+        "segmenters": [
+            _arm(name, merged([common, arm, last["segmenters"]]), "segmenter", folder, {})
+            for name, arm in first.items()
+        ],
+        "arms": [
+            _arm(name, merged([common, arm, last["arms"]]), "classifier", folder, axes)
+            for name, (arm, axes) in arms.items()
+        ],
     }
     made["arms"] = [
         dataclasses.replace(arm, segmenter=next(iter(first)))

@@ -97,6 +97,17 @@ SCHEMA: dict[str, Any] = {
         "exclude": {"type": "array", "items": _NAMED, "description": "Combinations that are left out."},
         "set": {**_SET, "description": "Configuration keys of every cell, segmenters too."},
         "resources": _RESOURCES,
+        "smoke": {
+            "type": "object",
+            "additionalProperties": False,
+            "description": "What --smoke changes: the same arms, small enough to see in minutes that all runs through.",
+            "properties": {
+                "seeds": {**_NUMBERS, "description": "Seeds ([0])."},
+                "folds": {**_NUMBERS, "description": "Folds (those of the study)."},
+                "arms": {**_ARM, "description": "Over every arm, its axes included."},
+                "segmenters": {**_ARM, "description": "Over every first stage."},
+            },
+        },
         "retries": {"type": "integer", "minimum": 0, "maximum": 10, "description": "Further tries (1)."},
         "compare": {
             "type": ["object", "null"],

@@ -36,7 +36,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     made: dict[str, argparse.ArgumentParser] = {}
     for (name, text), handler in zip(texts.items(), handlers, strict=True):
         made[name] = parser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study file")
+        parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study file, or a shipped study's name")
+        parser.add_argument("--smoke", action="store_true", help="its small variant: does all run through?")
         parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
         parser.set_defaults(run=handler)
     for name in ("plan", "run", "retry"):
@@ -218,7 +219,7 @@ def _request(options: argparse.Namespace) -> tuple[Study, Places]:
     from experiments.grid_words import Places
     from experiments.study import Study
 
-    study = Study.load(options.study)
+    study = Study.load(options.study, options.smoke)
     cohort: Path | None = options.cohort or study.cohort
     splits: Path | None = options.splits or study.splits
     if cohort is None or splits is None:
@@ -231,7 +232,7 @@ def _planned(options: argparse.Namespace) -> tuple[GridFolder, Plan] | None:
     from experiments.grid_folder import GridFolder
     from experiments.study import Study
 
-    folder = GridFolder(options.runs / Study.load(options.study).name)
+    folder = GridFolder(options.runs / Study.load(options.study, options.smoke).name)
     return (folder, folder.plan()) if folder.plan_file.is_file() else None
 
 

@@ -92,6 +92,35 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
         Study.load(tmp_path / "nothing.yaml")
 
 
+def test_the_smoke_variant_is_the_same_arms_in_small(tmp_path: Path) -> None:
+    smoke = {
+        "folds": [1],
+        "arms": {"config": "trainer/quick", "set": {"trainer.max_epochs": 1}},
+        "segmenters": {"set": {"trainer.max_epochs": 2}},
+    }
+    load(tmp_path, smoke=smoke)
+    path = tmp_path / "study.yaml"
+    full, small = Study.load(path), Study.load(path, smoke=True)
+    assert (full.name, full.seeds, full.folds) == ("liver", (3, 4), None)
+    assert (small.name, small.seeds, small.folds) == ("liver-smoke", (0,), (1,)), "runs of their own"
+    assert [arm.name for arm in small.arms] == [arm.name for arm in full.arms]
+    assert small.arms[0].configs == (*full.arms[0].configs, "trainer/quick")
+    assert {arm.settings["trainer.max_epochs"] for arm in small.arms} == {1}, "over what an arm sets itself"
+    assert small.segmenters[0].settings == {"trainer.max_epochs": 2}
+    load(tmp_path)
+    with pytest.raises(InputError, match="smoke: is not there"):
+        Study.load(path, smoke=True)
+
+
+def test_shipped_studies_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Study.load(Path("demo")).name == "demo"
+    (tmp_path / "demo").write_text("study: own\narms: {a: {config: direct}}")
+    assert Study.load(Path("demo")).name == "own", "a file at hand comes first"
+    with pytest.raises(InputError, match="no such study file, and none is shipped so; shipped are demo"):
+        Study.load(Path("demi"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("arms", "[direct]"), ("seeds", "1"), ("seeds", "[true]"), ("folds", "[x]"), ("compare", "direct")],
