@@ -11,6 +11,7 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import CohortDataModule, Part
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
+from datamodules.honesty import honesty_faults
 from datamodules.labels import LabelRule
 from datamodules.masks import MaskSet
 from datamodules.opening import check_masks, label_rules
@@ -86,19 +87,16 @@ class PatientDataModule(CohortDataModule):
         """
         scans = self.scans_of(part)
         rule = self.test_rule if part == "test" else self.rule
-        faults = [
-            f"{self.cohort.name}: patient {patient!r} is in the {part} part but has no label for the rule {rule}; "
-            "make the split with this rule"
-            for patient in sorted({scan.patient_id for scan in scans} - set(self.targets(part)))
-        ]
-        if self.mask_source == "reference":
-            faults += [
-                f"{self.cohort.name}: scan {scan.scan_id!r} has no reference mask, and mask_source is reference"
-                for scan in scans
-                if scan.mask is None
-            ]
-        if self.mask_set is not None:
-            faults += [*self.mask_set.leaks(scans, self.fold.test), *self.mask_set.damaged(scans)]
+        faults = honesty_faults(
+            scans,
+            self.targets(part),
+            rule,
+            part,
+            self.cohort.name,
+            self.mask_source,
+            self.mask_set,
+            self.fold.test,
+        )
         if faults:
             raise InputError(*faults)
         return scans

@@ -12,35 +12,11 @@ from torch.utils.data import Dataset
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import Part
 from datamodules.cohort import Scan
-from datamodules.errors import InputError
+from datamodules.examinations import Examination, examinations
 from datamodules.masks import MaskSet, quality_band
 from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
-
-
-class Examination:
-    """One patient's visit: at most one scan of each sequence.
-
-    Args:
-        patient_id: The patient.
-        scans: Scan by sequence.
-        sequences: Order of the sequences in the batch.
-    """
-
-    def __init__(self, patient_id: str, scans: dict[str, Scan], sequences: Sequence[str]) -> None:
-        self.patient_id = patient_id
-        self.scans = [scans.get(sequence) for sequence in sequences]
-
-    @property
-    def present_scans(self) -> list[Scan]:
-        """The scans that exist, in the order of the sequences."""
-        return [scan for scan in self.scans if scan is not None]
-
-    @property
-    def scan_id(self) -> str:
-        """The ids of the scans, joined by ``+``."""
-        return "+".join(scan.scan_id for scan in self.present_scans)
 
 
 class StagingDataModule(PatientDataModule):
@@ -128,32 +104,6 @@ class StagingDataModule(PatientDataModule):
         known = [dice for scan in scans if (dice := self.mask_set.masks[scan.scan_id].dice) is not None]
         mean = sum(known) / len(known) if known else None
         return {"quality": quality_band(mean), "mask_dice": mean}
-
-
-def examinations(scans: Sequence[Scan], sequences: Sequence[str], name: str) -> list[Examination]:
-    """Group scans by patient and visit.
-
-    Args:
-        scans: Scans of the wanted sequences.
-        sequences: Order of the sequences.
-        name: What errors call the cohort.
-
-    Raises:
-        InputError: Two scans of one sequence in one visit.
-    """
-    grouped: dict[tuple[str, str], dict[str, Scan]] = {}
-    faults = []
-    for scan in scans:
-        visit = grouped.setdefault((scan.patient_id, scan.visit), {})
-        if scan.sequence in visit:
-            faults.append(
-                f"{name}: patient {scan.patient_id!r} has two {scan.sequence} scans in one visit "
-                f"({visit[scan.sequence].scan_id!r} and {scan.scan_id!r}); set 'visit', or leave one out"
-            )
-        visit[scan.sequence] = scan
-    if faults:
-        raise InputError(*faults)
-    return [Examination(patient, by_sequence, sequences) for (patient, _), by_sequence in grouped.items()]
 
 
 class ExaminationDataset(Dataset[dict[str, Any]]):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
 from datamodules.batch import Batch
+from lightning_modules.metrics.operating_point import youden_threshold
 from lightning_modules.task import Schedule, TaskModule, adamw, gather_by_id
 
 
@@ -183,25 +184,3 @@ def patient_metrics(target: np.ndarray, probability: np.ndarray) -> dict[str, fl
     else:
         metrics["auc"] = float(roc_auc_score(target, probability, multi_class="ovr", average="macro"))
     return metrics
-
-
-def youden_threshold(target: np.ndarray, probability: np.ndarray) -> float:
-    """The probability that maximises sensitivity + specificity - 1 (Youden 1950).
-
-    Args:
-        target: 0 or 1, shape (N,).
-        probability: Shape (N, 2).
-
-    Returns:
-        The middle between the chosen score and the next lower one, so that the threshold does not sit on a
-        validation patient; 0.5 where only one class is there.
-    """
-    if len(np.unique(target)) < 2:
-        return 0.5
-    score = probability[:, 1]
-    false_positive, true_positive, cuts = roc_curve(target, score, drop_intermediate=False)
-    best = int(np.argmax(true_positive - false_positive))
-    if not np.isfinite(cuts[best]):
-        return 0.5
-    lower = score[score < cuts[best]]
-    return float((cuts[best] + (lower.max() if lower.size else 0.0)) / 2)

@@ -10,9 +10,10 @@ import torch
 
 from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
+from datamodules.examinations import examinations
 from datamodules.preprocessing import Preprocessing
 from datamodules.splits import make_splits
-from datamodules.staging import StagingDataModule, examinations
+from datamodules.staging import StagingDataModule
 from datamodules.store import Store
 from tests.tiny import Tiny
 

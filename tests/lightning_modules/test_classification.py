@@ -11,9 +11,10 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import nn
 
 from datamodules.batch import Batch
-from lightning_modules.classification import PatientClassifier, patient_metrics, probabilities, youden_threshold
+from lightning_modules.classification import PatientClassifier, patient_metrics, probabilities
 from lightning_modules.direct_classification import DirectClassificationModule
 from lightning_modules.masked_classification import MaskedClassificationModule
+from lightning_modules.metrics.operating_point import youden_threshold
 from lightning_modules.networks.volume_classifier import SliceClassifier
 
 
