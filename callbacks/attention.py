@@ -15,7 +15,8 @@ from torch import Tensor
 from callbacks.prediction_writer import datamodule_of
 from callbacks.run_directory import RunDirectory
 from datamodules.files import atomic_path
-from lightning_modules.networks.volume_classifier import ClassifierOutput, SliceClassifier
+from lightning_modules.networks.patient_network import ClassifierOutput
+from lightning_modules.networks.volume_classifier import SliceClassifier
 
 HEIGHT = 220  # pixels of a slice
 SLICES = 3

@@ -174,8 +174,13 @@ class CohortDataModule(LightningDataModule):
             accumulated = self.trainer.accumulate_grad_batches
         items = len(dataset)  # type: ignore[arg-type]  # torch's class does not say that it has a length
         return TrainingSampler(
-            items, self.seed, batch_size, share.get("num_replicas", 1), share.get("rank", 0), accumulated
-        )
+            items, self.seed, batch_size, share.get("num_replicas", 1), share.get("rank", 0), accumulated,
+            self.balanced_classes(),
+        )  # fmt: skip
+
+    def balanced_classes(self) -> Sequence[int] | None:
+        """Class of each training item, where training draws all classes equally often; None for each item once."""
+        return None
 
 
 def channel_first(array: np.ndarray) -> Tensor:

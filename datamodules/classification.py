@@ -13,7 +13,7 @@ from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import Part, channel_first
 from datamodules.cohort import Scan
 from datamodules.masks import MaskSet
-from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
+from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
 
@@ -41,6 +41,7 @@ class ClassificationDataModule(PatientDataModule):
         batch_size: See ``CohortDataModule``.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
+        sampling: See ``PatientDataModule``.
 
     Raises:
         InputError: Arguments that contradict each other, masks that leak, or a patient without a label.
@@ -62,11 +63,12 @@ class ClassificationDataModule(PatientDataModule):
         batch_size: int = 8,
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
+        sampling: Sampling = "shuffled",
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, [sequence], rule, test_rule, mask_source, masks,
-            batch_size, workers, augmentation,
+            batch_size, workers, augmentation, sampling,
         )  # fmt: skip
         self.quality_set = self.mask_set if quality_from is None else MaskSet.load(quality_from)
         self._items: dict[Part, list[Scan]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,10 +17,19 @@ from datamodules.masks import MaskSet
 from datamodules.opening import check_masks, label_rules
 from datamodules.preprocessing import Preprocessing
 
+Sampling = Literal["shuffled", "balanced"]
 MaskSource = Literal["none", "reference", "out_of_fold", "external"]
 DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
 """Where the configuration names no grid: volumes of one size at a body's usual extent."""
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
+
+
+class OfPatient(Protocol):
+    """An item of a data set: a scan, or an examination."""
+
+    @property
+    def patient_id(self) -> str:
+        """Whose it is."""
 
 
 class PatientDataModule(CohortDataModule):
@@ -40,6 +49,8 @@ class PatientDataModule(CohortDataModule):
         batch_size: See ``CohortDataModule``.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
+        sampling: How an epoch of training is drawn: ``shuffled``, each item once; ``balanced``, all classes equally
+            often, in an epoch of the same length.
 
     Raises:
         InputError: Arguments that contradict each other or the split.
@@ -60,11 +71,13 @@ class PatientDataModule(CohortDataModule):
         batch_size: int,
         workers: int,
         augmentation: BatchedAugmentation | None,
+        sampling: Sampling = "shuffled",
     ) -> None:
         super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
         if preprocessing.shape is None:
             raise InputError("data.init_args.preprocessing.shape is not set; volumes of one batch need one size")
         self.rule, self.test_rule = label_rules(self.splits, rule, test_rule)
+        self.sampling = sampling
         self.mask_source = mask_source
         self.mask_set = _mask_set(mask_source, masks)
         self._targets: dict[LabelRule, Mapping[str, int]] = {}
@@ -101,7 +114,21 @@ class PatientDataModule(CohortDataModule):
             raise InputError(*faults)
         return scans
 
-    def items(self, part: Part) -> Sequence[object]:
+    def item_classes(self, part: Part) -> list[int]:
+        """Class of each item of a part, in the order of its items."""
+        target = self.targets(part)
+        return [target[item.patient_id] for item in self.items(part)]
+
+    def class_counts(self) -> list[int]:
+        """Training items of each class."""
+        classes = self.item_classes("train")
+        return [classes.count(label) for label in range(len(self.rule.class_names))]
+
+    def balanced_classes(self) -> Sequence[int] | None:
+        """See ``CohortDataModule``."""
+        return self.item_classes("train") if self.sampling == "balanced" else None
+
+    def items(self, part: Part) -> Sequence[OfPatient]:
         """The items of a part, checked."""
         raise NotImplementedError
 

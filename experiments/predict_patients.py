@@ -69,7 +69,7 @@ def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | No
             faults += error.faults
             continue
         with torch.inference_mode():
-            logits, empty = module.outputs(batch)
+            logits, empty = module.class_logits(batch)
         row = classification_rows(logits, [item.scan_id], float(module.threshold))[0]
         first = item.present_scans[0]
         facts = {"patient_id": item.patient_id, "scan_id": item.scan_id, "source": first.source, "visit": first.visit}

@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batch import Batch
+from datamodules.errors import InputError
+from lightning_modules.losses.classification import BalancedCELoss, ClassificationLoss, WeightedBCELoss
 from lightning_modules.metrics.operating_point import youden_threshold
 from lightning_modules.task import Schedule, TaskModule, adamw, gather_by_id
 
@@ -20,7 +22,7 @@ class ClassificationOutput(TypedDict):
     """What a test or prediction step hands to the callbacks.
 
     Keys:
-        logits: float32, shape (B, 1) for two classes, (B, classes) for more.
+        logits: Class logits, float32, shape (B, 1) for two classes, (B, classes) for more.
         empty_mask: bool, shape (B,): the mask that the arm was given held no liver.
         scan_id: The scans' ids.
         threshold: Probability from which a patient counts as positive, chosen on validation patients.
@@ -40,13 +42,15 @@ class PatientClassifier(TaskModule):
 
     Args:
         classes: Number of classes; two use one logit.
-        positive_weight: Weight of the positive class in the two-class loss.
+        positive_weight: Weight of the positive class in the two-class loss, where ``loss`` is not given.
         optimizer: See ``TaskModule``.
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
+        loss: Of logits (B, outputs) and classes (B,); it says how many logits the network gives and what they mean.
+            Where not given, binary cross-entropy for two classes, else cross-entropy.
 
     Raises:
-        ValueError: Fewer than two classes.
+        ValueError: Fewer than two classes, or a loss that does not suit them.
     """
 
     threshold: Tensor
@@ -58,19 +62,68 @@ class PatientClassifier(TaskModule):
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        loss: ClassificationLoss | None = None,
     ) -> None:
         super().__init__(optimizer, schedule, warmup)
         if classes < 2:
             raise ValueError(f"classes={classes}: at least two are expected")
+        if loss is not None and positive_weight != 1.0:
+            raise ValueError(
+                f"positive_weight={positive_weight}: is for the loss that is taken where none is given; give the "
+                "weights to 'loss'"
+            )
+        if loss is None:
+            loss = WeightedBCELoss(positive_weight) if classes == 2 else BalancedCELoss()
         self.classes = classes
-        self.positive_weight = positive_weight
+        self.loss = loss
+        self.expected_outputs = loss.outputs(classes)
         self.register_buffer("threshold", torch.tensor(0.5))
         self._seen: dict[str, tuple[list[float], int]] = {}
         self._training = True
 
+    def check_outputs(self, outputs: int) -> None:
+        """Refuse a network whose logits the loss would misread.
+
+        Args:
+            outputs: Logits that the network gives.
+
+        Raises:
+            ValueError: The loss asks for another number.
+        """
+        if outputs != self.expected_outputs:
+            raise ValueError(
+                f"model.init_args.network.init_args.classes: the network gives {outputs} logits, but "
+                f"{type(self.loss).__name__} of {self.classes} classes takes {self.expected_outputs}; set it to "
+                f"{self.expected_outputs}"
+            )
+
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, 1 or classes) and whether each item's mask was empty (B,); the arm's own."""
+        """The network's logits (B, outputs) and whether each item's mask was empty (B,); the arm's own."""
         raise NotImplementedError
+
+    def class_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Class logits (B, 1 or classes), float32, and whether each item's mask was empty (B,)."""
+        logits, empty_mask = self.outputs(batch)
+        return self.loss.class_logits(logits.float()), empty_mask
+
+    def on_fit_start(self) -> None:
+        """Tell the loss how often each class occurs in the training part, where it balances by that.
+
+        Raises:
+            InputError: A class does not occur, or nobody can say.
+        """
+        if not self.loss.needs_counts:
+            return
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "class_counts"):
+            raise InputError(
+                "model.init_args.loss: 'balanced' weights need one of hepastage's data modules; give numbers"
+            )
+        try:
+            self.loss.set_counts(datamodule.class_counts())
+        except ValueError as error:
+            raise InputError(f"model.init_args.loss: {error}") from error
+        self.loss.to(self.device)
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and logits of one batch."""
@@ -81,11 +134,7 @@ class PatientClassifier(TaskModule):
             raise ValueError(
                 f"target {int(target.max())} for a model of {self.classes} classes; set model.init_args.classes"
             )
-        if self.classes == 2:
-            weight = torch.tensor(self.positive_weight, device=logits.device)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.float(), pos_weight=weight)
-        else:
-            loss = nn.functional.cross_entropy(logits, target)
+        loss: Tensor = self.loss(logits, target)
         return loss, logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -120,16 +169,15 @@ class PatientClassifier(TaskModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
         """Logits of patients whose target may be unknown."""
-        logits, empty_mask = self.outputs(batch)
-        return self._output(logits.float(), empty_mask, batch)
+        logits, empty_mask = self.class_logits(batch)
+        return self._output(logits, empty_mask, batch)
 
     def _output(self, logits: Tensor, empty_mask: Tensor, batch: Batch) -> ClassificationOutput:
         threshold = float(self.threshold)
         return {"logits": logits, "empty_mask": empty_mask, "scan_id": batch["scan_id"], "threshold": threshold}
 
     def _collect(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, empty_mask = self.outputs(batch)
-        logits = logits.float()
+        logits, empty_mask = self.class_logits(batch)
         for scan_id, row, target in zip(batch["scan_id"], logits.tolist(), batch["target"].tolist(), strict=True):
             self._seen[scan_id] = (row, int(target))
         return logits, empty_mask

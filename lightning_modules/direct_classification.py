@@ -7,7 +7,8 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.classification import PatientClassifier
-from lightning_modules.networks.volume_classifier import SliceClassifier
+from lightning_modules.losses.classification import ClassificationLoss
+from lightning_modules.networks.patient_network import PatientNetwork
 from lightning_modules.task import Schedule, adamw
 
 
@@ -15,32 +16,35 @@ class DirectClassificationModule(PatientClassifier):
     """Classify a patient from the whole image.
 
     Args:
-        network: Encodes slices and aggregates them; it must have no way of taking a mask in.
+        network: Classifies volumes, by slices or whole; it must have no way of taking a mask in.
         classes: See ``PatientClassifier``.
         positive_weight: See ``PatientClassifier``.
         optimizer: See ``TaskModule``.
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
+        loss: See ``PatientClassifier``.
 
     Raises:
-        ValueError: The network takes a mask in, or a batch holds one.
+        ValueError: The network takes a mask in, or a batch holds one; or its logits do not suit the loss.
     """
 
     def __init__(
         self,
-        network: SliceClassifier,
+        network: PatientNetwork,
         classes: int = 2,
         positive_weight: float = 1.0,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        loss: ClassificationLoss | None = None,
     ) -> None:
-        super().__init__(classes, positive_weight, optimizer, schedule, warmup)
+        super().__init__(classes, positive_weight, optimizer, schedule, warmup, loss)
         if network.uses_mask:
             raise ValueError(
                 f"mask_injection={list(network.ways)}: a direct arm sees no mask; use MaskedClassificationModule"
             )
         self.network = network
+        self.check_outputs(network.outputs)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits from the image alone."""

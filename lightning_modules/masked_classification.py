@@ -7,7 +7,8 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.classification import PatientClassifier
-from lightning_modules.networks.volume_classifier import SliceClassifier
+from lightning_modules.losses.classification import ClassificationLoss
+from lightning_modules.networks.patient_network import PatientNetwork
 from lightning_modules.task import Schedule, adamw
 
 
@@ -15,30 +16,33 @@ class MaskedClassificationModule(PatientClassifier):
     """Classify a patient from the image and a liver mask.
 
     Args:
-        network: Encodes slices and aggregates them, with one or more ways of taking the mask in.
+        network: Classifies volumes, by slices or whole, with one or more ways of taking the mask in.
         classes: See ``PatientClassifier``.
         positive_weight: See ``PatientClassifier``.
         optimizer: See ``TaskModule``.
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
+        loss: See ``PatientClassifier``.
 
     Raises:
-        ValueError: The network takes no mask in, or a batch holds none.
+        ValueError: The network takes no mask in, or a batch holds none; or its logits do not suit the loss.
     """
 
     def __init__(
         self,
-        network: SliceClassifier,
+        network: PatientNetwork,
         classes: int = 2,
         positive_weight: float = 1.0,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        loss: ClassificationLoss | None = None,
     ) -> None:
-        super().__init__(classes, positive_weight, optimizer, schedule, warmup)
+        super().__init__(classes, positive_weight, optimizer, schedule, warmup, loss)
         if not network.uses_mask:
             raise ValueError("mask_injection is empty: a masked arm needs a way of the mask in, such as [multiply]")
         self.network = network
+        self.check_outputs(network.outputs)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits from the image and its mask."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datamodules.batch import Batch
 from lightning_modules.classification import PatientClassifier
+from lightning_modules.losses.classification import ClassificationLoss
 from lightning_modules.networks.sequence_fusion import SequenceFusionClassifier
 from lightning_modules.task import Schedule, adamw
 
@@ -20,6 +21,7 @@ class StagingModule(PatientClassifier):
         optimizer: See ``TaskModule``.
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
+        loss: See ``PatientClassifier``; ``losses.ordinal`` has those that know that stages are ordered.
     """
 
     def __init__(
@@ -29,9 +31,11 @@ class StagingModule(PatientClassifier):
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        loss: ClassificationLoss | None = None,
     ) -> None:
-        super().__init__(classes, 1.0, optimizer, schedule, warmup)
+        super().__init__(classes, 1.0, optimizer, schedule, warmup, loss)
         self.network = network
+        self.check_outputs(network.outputs)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits from the sequences that the patient has."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own habit
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_modules.losses.classification import ClassificationLoss, one_a_class
 
 
-class CornLoss(nn.Module):
+class CornLoss(ClassificationLoss):
     """Conditional ordinal regression (CORN): each logit asks "beyond stage k, given beyond k - 1?".
 
     A network for C stages gives C - 1 logits. The k-th task is learned only from patients who are at
@@ -26,6 +28,15 @@ class CornLoss(nn.Module):
         if classes < 2:
             raise ValueError(f"classes={classes}: an ordinal loss needs at least two")
         self.classes = classes
+
+    def outputs(self, classes: int) -> int:
+        """One logit a step between neighbouring stages; see ``ClassificationLoss``."""
+        _check_classes(self, self.classes, classes)
+        return classes - 1
+
+    def class_logits(self, logits: Tensor) -> Tensor:
+        """Logarithms of the stages' probabilities, whose softmax they are; of two stages, the logit itself."""
+        return logits if logits.shape[1] == 1 else corn_log_probabilities(logits)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of logits (B, classes - 1) against stages (B,), 0-based.
@@ -63,7 +74,21 @@ def corn_probabilities(logits: Tensor) -> Tensor:
     return torch.cat([ones, beyond], 1) - torch.cat([beyond, beyond.new_zeros(beyond.shape[0], 1)], 1)
 
 
-class SoftOrdinalLoss(nn.Module):
+def corn_log_probabilities(logits: Tensor) -> Tensor:
+    """Logarithm of each stage's probability, float32, shape (B, classes); finite for any finite logits.
+
+    Stage k is reached by passing all steps before it, and not passing the k-th.
+
+    Args:
+        logits: CORN's logits, shape (B, classes - 1).
+    """
+    zero = torch.zeros_like(logits[:, :1], dtype=torch.float32)
+    passed = torch.cat([zero, F.logsigmoid(logits.float()).cumsum(1)], 1)
+    stopped = torch.cat([F.logsigmoid(-logits.float()), zero], 1)
+    return passed + stopped
+
+
+class SoftOrdinalLoss(ClassificationLoss):
     """Cross-entropy against labels softened towards neighbouring stages.
 
     The target of stage y is softmax over i of -sharpness * (i - y)^2, so a near miss costs less.
@@ -82,11 +107,24 @@ class SoftOrdinalLoss(nn.Module):
         self.classes = classes
         self.sharpness = sharpness
 
+    def outputs(self, classes: int) -> int:
+        """See ``ClassificationLoss``."""
+        _check_classes(self, self.classes, classes)
+        return super().outputs(classes)
+
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the mean loss of logits (B, classes) against stages (B,), 0-based."""
-        return F.cross_entropy(logits.float(), self.soften(target))
+        """Compute the mean loss of logits (B, classes), or (B, 1) for two, against stages (B,), 0-based."""
+        return F.cross_entropy(one_a_class(logits.float()), self.soften(target))
 
     def soften(self, target: Tensor) -> Tensor:
         """Soft labels (B, classes) of stages (B,)."""
         stages = torch.arange(self.classes, device=target.device)
         return (-self.sharpness * (stages - target[:, None]).float().square()).softmax(1)
+
+
+def _check_classes(loss: ClassificationLoss, own: int, classes: int) -> None:
+    if own != classes:
+        raise ValueError(
+            f"model.init_args.loss.init_args.classes: {type(loss).__name__} has {own} stages, the model {classes} "
+            f"classes; set it to {classes}"
+        )

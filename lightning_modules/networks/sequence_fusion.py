@@ -16,10 +16,11 @@ from lightning_modules.networks.mask_injection import (
     fill_empty_masks,
     resize_mask,
 )
+from lightning_modules.networks.patient_network import ClassifierOutput
 from lightning_modules.networks.sequence_attention import ChannelSpatialAttention, CrossSequenceAttention
 from lightning_modules.networks.slice_aggregation import SliceScores, mean_of_probabilities
 from lightning_modules.networks.slice_encoder import SliceEncoder
-from lightning_modules.networks.volume_classifier import ClassifierOutput, scatter_slices, with_neighbours
+from lightning_modules.networks.volume_classifier import scatter_slices, with_neighbours
 
 _SHARED = "shared"
 FUSIONS = ("late_mean", "gated", "cross_attention", "early")
@@ -111,7 +112,7 @@ class SequenceFusionClassifier(nn.Module):
     Args:
         sequences: Names in the order of the image's channels.
         backbone: timm's name of the encoder.
-        classes: One logit a class; 1 for a single logit.
+        classes: Logits, as many as the module's loss asks for: 1 for two classes, else one a class.
         share_weights: One encoder for all sequences instead of one each.
         fusion: ``late_mean`` averages the sequences' probabilities; ``gated`` sums their features
             with learned weights; ``cross_attention`` lets their tokens look at each other first;
@@ -164,6 +165,7 @@ class SequenceFusionClassifier(nn.Module):
         self.fusion = fusion
         self.sequence_dropout = sequence_dropout
         self.ways = check_ways(mask_injection)
+        self.outputs = classes
         count = len(self.sequences)
         early = fusion == "early"
         # by name, so that a network with its sequences in another order takes the same weights

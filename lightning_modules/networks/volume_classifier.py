@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.networks.mask_injection import (
     AttentionPool,
@@ -16,28 +16,12 @@ from lightning_modules.networks.mask_injection import (
     fill_empty_masks,
     resize_mask,
 )
+from lightning_modules.networks.patient_network import ClassifierOutput, PatientNetwork
 from lightning_modules.networks.slice_aggregation import Aggregation, slice_aggregation
 from lightning_modules.networks.slice_encoder import SliceEncoder
 
 
-class ClassifierOutput(NamedTuple):
-    """What a classifier says of a batch.
-
-    Attributes:
-        logits: Shape (B, classes).
-        slice_attention: Weight of each slice, shape (B, K), summing to 1; zero where left out.
-        location_attention: Weight of each location within its slice, shape (B, K, H, W), zero in
-            slices left out; None without attention pooling.
-        empty_mask: Whether the fallback for a mask without liver was taken, bool, shape (B,).
-    """
-
-    logits: Tensor
-    slice_attention: Tensor
-    location_attention: Tensor | None
-    empty_mask: Tensor
-
-
-class SliceClassifier(nn.Module):
+class SliceClassifier(PatientNetwork):
     """Classify volumes slice by slice, all slices of all patients encoded together.
 
     Slices without liver are not even encoded where the arm may know the mask. A volume whose mask is
@@ -47,7 +31,7 @@ class SliceClassifier(nn.Module):
         backbone: timm's name of the encoder.
         pretrained: Load timm's weights; fails where they cannot be had.
         in_channels: Channels of the volume.
-        classes: 1 for one logit (sigmoid), else one logit a class.
+        classes: Logits, as many as the module's loss asks for: 1 for two classes, else one a class.
         mask_injection: Ways of the mask in, any of ``multiply, crop, channel, gate, attention``;
             or a probe, ``erase``, ``erase_box`` or ``mask_only``; empty or ``none`` for a direct arm,
             which must not be given a mask.
@@ -81,6 +65,7 @@ class SliceClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.ways = check_ways(mask_injection)
+        self.outputs = classes
         if pooling not in ("mean", "attention"):
             raise ValueError(f"pooling {pooling!r} is not one of mean, attention")
         if neighbours < 0:
@@ -92,11 +77,6 @@ class SliceClassifier(nn.Module):
         features = self.encoder.channels[-1]
         self.pool = AttentionPool(features) if pooling == "attention" or "attention" in self.ways else None
         self.aggregate = slice_aggregation(aggregation, features, classes, dropout)
-
-    @property
-    def uses_mask(self) -> bool:
-        """Whether the arm sees a mask at all."""
-        return bool(self.ways)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> ClassifierOutput:
         """Classify.

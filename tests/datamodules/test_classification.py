@@ -69,6 +69,18 @@ def test_training_is_shuffled_and_drops_nothing(tiny_cohort: Tiny) -> None:
         assert order[4:] == order[:2], "the last batch is filled up from the beginning"
 
 
+def test_balanced_sampling_shows_both_classes_alike(tiny_cohort: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = module(tiny_cohort, batch_size=4, sampling="balanced")
+    assert sum(data.class_counts()) == len(data.fold.train)
+    rare = {patient: int(patient == data.fold.train[0]) for patient in data.cohort.patients}
+    monkeypatch.setattr(data, "targets", lambda part: rare)
+    (batch,) = list(data.train_dataloader())
+    assert batch["target"].tolist().count(1) == 2, "the one patient comes twice"
+    assert data.class_counts() == [3, 1]
+    plain = module(tiny_cohort, batch_size=4)
+    assert plain.balanced_classes() is None
+
+
 def test_facts_of_the_record(tiny_cohort: Tiny) -> None:
     facts = module(tiny_cohort).facts("P03_T2W")
     assert facts == {

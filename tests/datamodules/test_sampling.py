@@ -57,6 +57,39 @@ def test_a_step_is_the_same_however_it_is_shared_out(
     assert all(0 <= key < 2**63 for _, key in whole)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    classes=st.lists(st.integers(0, 2), min_size=1, max_size=30),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 500),
+    ranks=st.integers(1, 3),
+    batch=st.integers(1, 4),
+)
+def test_balanced_sampling_draws_classes_alike_however_it_is_shared_out(
+    classes: list[int], seed: int, epoch: int, ranks: int, batch: int
+) -> None:
+    items, present = len(classes), len(set(classes))
+    whole = drawn(TrainingSampler(items, seed, ranks * batch, classes=classes), epoch)
+    shares = [drawn(TrainingSampler(items, seed, batch, ranks, rank, classes=classes), epoch) for rank in range(ranks)]
+    for place in range(len(whole) // (ranks * batch)):
+        union = sorted(key for share in shares for key in share[batch * place : batch * (place + 1)])
+        assert union == sorted(whole[ranks * batch * place : ranks * batch * (place + 1)])
+    assert len(whole) == len(drawn(TrainingSampler(items, seed, ranks * batch), epoch)), (
+        "an epoch is as long as without"
+    )
+    labels = [classes[index] for index, _ in whole]
+    for place in range(0, len(whole) - present + 1, present):
+        assert sorted(labels[place : place + present]) == sorted(set(classes)), "each class once in each run of places"
+    for label in set(classes):
+        own = [index for index, _ in whole if classes[index] == label]
+        size = classes.count(label)
+        for place in range(0, len(own), size):
+            turn = own[place : place + size]
+            assert len(set(turn)) == len(turn), "each of a class's items once before any twice"
+    longer = drawn(TrainingSampler(items, seed, len(whole) + 7, classes=classes), epoch)
+    assert [index for index, _ in longer[: len(whole)]] == [index for index, _ in whole], "the place alone counts"
+
+
 def test_seed_and_epoch_each_count_and_nothing_else_does() -> None:
     sampler = TrainingSampler(20, 5, 4)
     third = drawn(sampler, 3)

@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import nn
 
 from datamodules.batch import Batch
+from datamodules.errors import InputError
 from lightning_modules.classification import PatientClassifier, patient_metrics, probabilities
 from lightning_modules.direct_classification import DirectClassificationModule
+from lightning_modules.losses.classification import FocalLoss, WeightedBCELoss
+from lightning_modules.losses.ordinal import CornLoss, corn_probabilities
 from lightning_modules.masked_classification import MaskedClassificationModule
 from lightning_modules.metrics.operating_point import youden_threshold
 from lightning_modules.networks.volume_classifier import SliceClassifier
@@ -172,3 +176,59 @@ def test_padded_duplicates_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     module.test_step(batch(image=torch.tensor([[1.0], [1.0]]), scan_id=["a", "a"], target=torch.tensor([1, 1])), 1)
     module.on_test_epoch_end()
     assert logged["test/accuracy"] == 0.5
+
+
+def test_the_losses_of_before_are_the_defaults_bit_for_bit() -> None:
+    logits, target = torch.randn(9, 1), torch.randint(0, 2, (9,))
+    weight = torch.tensor(2.5)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target.float(), pos_weight=weight)
+    assert torch.equal(Fixed(positive_weight=2.5).loss(logits, target), expected)
+    several, stage = torch.randn(9, 3), torch.randint(0, 3, (9,))
+    assert torch.equal(Fixed(classes=3).loss(several, stage), nn.functional.cross_entropy(several, stage))
+    assert not [name for name in Fixed().state_dict() if name.startswith("loss")], "older checkpoints still fit"
+
+
+def test_a_network_whose_logits_the_loss_would_misread() -> None:
+    three = SliceClassifier("resnet10t", aggregation="mean", classes=3)
+    with pytest.raises(ValueError, match=r"gives 3 logits, but WeightedBCELoss of 2 classes takes 1; set it to 1"):
+        DirectClassificationModule(three)
+    with pytest.raises(ValueError, match=r"gives 3 logits, but CornLoss of 3 classes takes 2"):
+        DirectClassificationModule(three, classes=3, loss=CornLoss(3))
+    with pytest.raises(ValueError, match="has 3 stages, the model 4"):
+        DirectClassificationModule(three, classes=4, loss=CornLoss(3))
+    with pytest.raises(ValueError, match=r"positive_weight=2\.0: is for the loss that is taken where none is given"):
+        DirectClassificationModule(network(), positive_weight=2.0, loss=FocalLoss())
+
+
+def test_ordinal_logits_become_class_logits() -> None:
+    two = SliceClassifier("resnet10t", aggregation="mean", classes=2)
+    module = DirectClassificationModule(two, classes=3, loss=CornLoss(3)).eval()
+    with torch.no_grad():
+        output = module.test_step(batch(), 0)
+        raw, _ = module.outputs(batch(image=torch.zeros(2, 1, 32, 32, 3)))
+        made, _ = module.class_logits(batch(image=torch.zeros(2, 1, 32, 32, 3)))
+    assert output["logits"].shape == (2, 3)
+    np.testing.assert_allclose(probabilities(made.numpy()), corn_probabilities(raw).numpy(), atol=1e-6)
+    assert float(module.training_step(batch(), 0).detach()) > 0
+
+
+class Counting:
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
+
+    def class_counts(self) -> list[int]:
+        return self.counts
+
+
+def test_balanced_weights_are_taken_from_the_training_part() -> None:
+    module = DirectClassificationModule(network(), loss=WeightedBCELoss("balanced"))
+    trainer = Trainer(logger=False, enable_checkpointing=False)
+    module.trainer = trainer
+    with pytest.raises(InputError, match="need one of hepastage's data modules"):
+        module.on_fit_start()
+    trainer.datamodule = Counting([30, 10])  # type: ignore[attr-defined]  # as Lightning sets it
+    module.on_fit_start()
+    assert isinstance(module.loss, WeightedBCELoss) and float(module.loss.positive_weight) == 3.0
+    trainer.datamodule = Counting([30, 0])  # type: ignore[attr-defined]  # as above
+    with pytest.raises(InputError, match="no training patient"):
+        module.on_fit_start()

@@ -119,3 +119,74 @@ def test_bad_requests_are_named() -> None:
         FocalLoss(-1.0)
     with pytest.raises(ValueError, match="positive_weight"):
         WeightedBCELoss(0.0)
+
+
+def test_the_losses_say_how_many_logits_they_take() -> None:
+    assert [loss.outputs(2) for loss in (WeightedBCELoss(), BalancedCELoss(), FocalLoss(), CornLoss(2))] == [1] * 4
+    assert [loss.outputs(3) for loss in (BalancedCELoss(), FocalLoss(), SoftOrdinalLoss(3))] == [3] * 3
+    assert CornLoss(4).outputs(4) == 3
+    with pytest.raises(ValueError, match="two classes, not 3; take BalancedCELoss"):
+        WeightedBCELoss().outputs(3)
+    with pytest.raises(ValueError, match=r"class_weights: has 2 weights for 3 classes"):
+        FocalLoss(class_weights=(1, 2)).outputs(3)
+    for loss in (CornLoss(3), SoftOrdinalLoss(3)):
+        with pytest.raises(ValueError, match=r"has 3 stages, the model 4 classes; set it to 4"):
+            loss.outputs(4)
+
+
+def test_class_logits_give_the_losses_probabilities() -> None:
+    several, single = torch.randn(20, 3) * 3, torch.randn(20, 1) * 3
+    torch.testing.assert_close(BalancedCELoss().probabilities(several), several.softmax(1))
+    torch.testing.assert_close(FocalLoss().probabilities(single)[:, 1], single[:, 0].sigmoid())
+    corn = CornLoss(4)
+    assert corn.class_logits(several).shape == (20, 4)
+    torch.testing.assert_close(corn.class_logits(several).softmax(1), corn_probabilities(several), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(CornLoss(2).probabilities(single), corn_probabilities(single))
+
+
+def test_corn_s_class_logits_are_finite_where_its_probabilities_vanish() -> None:
+    extreme = torch.tensor([[80.0, -80.0], [-90.0, 90.0], [120.0, 120.0]])
+    found = CornLoss(3).class_logits(extreme)
+    assert bool(torch.isfinite(found).all())
+    assert found.argmax(1).tolist() == [1, 0, 2]
+
+
+def test_two_classes_as_one_logit_or_two_are_the_same_loss() -> None:
+    logit, target = torch.randn(12, 1), torch.randint(0, 2, (12,))
+    two = torch.cat([torch.zeros(12, 1), logit], 1)
+    for loss in (BalancedCELoss((0.5, 2.0), 0.1), FocalLoss(1.5, (0.5, 2.0)), SoftOrdinalLoss(2)):
+        torch.testing.assert_close(loss(logit, target), loss(two, target))
+    # with the target's weight as sample weight, binary cross-entropy is the weighted cross-entropy
+    expected = F.binary_cross_entropy_with_logits(
+        logit[:, 0], target.float(), weight=torch.tensor([0.5, 2.0])[target], reduction="sum"
+    )
+    found = BalancedCELoss((0.5, 2.0))(logit, target) * torch.tensor([0.5, 2.0])[target].sum()
+    torch.testing.assert_close(found, expected)
+
+
+def test_balanced_weights_come_from_counts_and_stay_out_of_checkpoints() -> None:
+    binary, focal, effective = (
+        WeightedBCELoss("balanced"),
+        FocalLoss(class_weights="balanced"),
+        BalancedCELoss("balanced", beta=0.9),
+    )
+    assert not WeightedBCELoss(2.0).needs_counts
+    for loss in (binary, focal, effective):
+        assert loss.needs_counts
+        loss.set_counts([30, 10])
+        assert not loss.state_dict()
+    assert float(binary.positive_weight) == 3.0
+    assert focal.class_weights is not None and effective.class_weights is not None
+    assert focal.class_weights.tolist() == pytest.approx(class_balanced_weights((30, 10)))
+    assert effective.class_weights.tolist() == pytest.approx(class_balanced_weights((30, 10), 0.9))
+    with pytest.raises(ValueError, match="no training patient"):
+        binary.set_counts([3, 0])
+
+
+def test_bad_weights_are_named() -> None:
+    with pytest.raises(ValueError, match="'balanced', or null"):
+        BalancedCELoss("blanced")  # type: ignore[arg-type]  # as a person may write it
+    with pytest.raises(ValueError, match="each must be positive"):
+        BalancedCELoss((1, 0))
+    with pytest.raises(ValueError, match="class_weights: balanced alone"):
+        FocalLoss(beta=0.9)
