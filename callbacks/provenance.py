@@ -18,13 +18,16 @@ from callbacks.run_directory import Identity
 PACKAGES = ("hepastage", "torch", "torchvision", "lightning", "torchio", "timm", "monai", "torchmetrics", "wandb")
 
 
-def provenance_record(identity: Identity, config_sha256: str, arguments: list[str]) -> dict[str, Any]:
+def provenance_record(
+    identity: Identity, config_sha256: str, arguments: list[str], *, accelerators: bool = True
+) -> dict[str, Any]:
     """All that a reader needs to know about how a run came to be, as JSON values.
 
     Args:
         identity: The cell.
         config_sha256: Hash of the resolved configuration as saved.
         arguments: The command's arguments; paths below the home folder are shortened to ``~``.
+        accelerators: Name the accelerators, which imports torch; False for work that uses none.
 
     Returns:
         identity, config hash, git state of the code, versions, hardware, command and start time.
@@ -35,7 +38,7 @@ def provenance_record(identity: Identity, config_sha256: str, arguments: list[st
         "config_sha256": config_sha256,
         "git": git_state(Path(__file__).resolve().parent.parent),
         "versions": {"python": platform.python_version(), **package_versions()},
-        "hardware": hardware(),
+        "hardware": hardware(accelerators),
         "command": shlex.join(["hepastage", *(argument.replace(home, "~") for argument in arguments)]),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "wandb_id": wandb_id(identity),
@@ -80,16 +83,20 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, accelerators, and the job's id on a cluster."""
-    import torch
+def hardware(accelerators: bool = True) -> dict[str, Any]:
+    """Processor, cores, memory in GiB, accelerators (where they are asked for), and the job's id on a cluster."""
+    devices: list[str] = []
+    if accelerators:
+        import torch
+
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
-        "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "accelerators": devices,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "python": sys.implementation.name,
     }

@@ -79,7 +79,7 @@ def _pooled(store: Store, requests: list[Request], workers: int) -> Iterator[tup
         min(workers, len(requests)), multiprocessing.get_context("spawn"), initializer=_begin, initargs=(store,)
     )
     try:
-        with _one_thread_each():
+        with one_thread_each():
             futures = {pool.submit(_made_by_worker, request): request for request in requests}
         for future in as_completed(futures):
             full, lines = future.result()
@@ -96,7 +96,7 @@ def _pooled(store: Store, requests: list[Request], workers: int) -> Iterator[tup
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Processes started here run BLAS on one thread: as many threads as cores in each would fight for the cores."""
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
@@ -114,11 +114,15 @@ def _one_thread_each() -> Iterator[None]:
 def _begin(store: Store) -> None:
     global _store
     _store = store
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    follow_parent()
 
 
-def _follow_parent() -> None:
-    """End with the parent: a killed parent would otherwise leave its workers waiting for ever."""
+def follow_parent() -> None:
+    """In a worker: end with the parent, since a killed parent would otherwise leave its workers waiting for ever."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

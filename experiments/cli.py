@@ -31,6 +31,7 @@ COMMANDS = (
     "nnunet",
     "grid",
     "search",
+    "radiomics",
     "compare",
     "wandb",
     "completion",
