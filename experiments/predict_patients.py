@@ -16,10 +16,10 @@ from callbacks.prediction_writer import classification_rows
 from callbacks.run_directory import RunDirectory
 from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
+from datamodules.examinations import Examination, examinations
 from datamodules.files import atomic_path
 from datamodules.images import check_same_grid, read_image, read_mask
 from datamodules.preprocessing import Preprocessing, preprocess
-from datamodules.staging import Examination, examinations
 from experiments.trained_segmenter import best_device, load_weights, module_of, preprocessing_of, saved_config
 from lightning_modules.classification import PatientClassifier
 

@@ -105,13 +105,10 @@ class FeatureSettings:
             words["new_spacing"] = [z, y, x]
         if self.normalisation != "none":
             words |= {"tissue_mask_type": "relative_range"}
-            words |= {
-                "standardisation": {"intensity_normalisation": "standardisation"},
-                "range": {
-                    "intensity_normalisation": "quantile_range",
-                    "intensity_normalisation_range": [0.01, 0.99],
-                },
-            }[self.normalisation]
+            method = "standardisation" if self.normalisation == "standardisation" else "quantile_range"
+            words["intensity_normalisation"] = method
+            if method == "quantile_range":
+                words["intensity_normalisation_range"] = [0.01, 0.99]
         prefixes = ["base"]
         filters = []
         if self.wavelet is not None:

@@ -153,11 +153,12 @@ def _pipeline(model: str, numbers: list[str], flags: list[str], seed: int) -> Pi
 def _grid(model: str) -> dict[str, list[Any]]:
     """Few values: with a hundred patients, a finer grid chooses noise."""
     kept = {"features__numbers__select__k": [5, 10, 20]}
-    return {
+    grids: dict[str, dict[str, list[Any]]] = {
         "logistic": {**kept, "model__C": [0.01, 0.1, 1.0]},
         "forest": {"features__numbers__select__k": [10, 40], "model__min_samples_leaf": [2, 5]},
         "boosting": {"features__numbers__select__k": [10, 40], "model__max_depth": [1, 2]},
-    }[model]  # fmt: skip
+    }
+    return grids[model]
 
 
 def _log_score(estimator: Any, rows: pd.DataFrame, target: np.ndarray) -> float:

@@ -153,6 +153,7 @@ def _computed(
 ) -> Iterator[tuple[str, dict[str, float] | tuple[str, ...]]]:
     if not rows:
         return
+    results: Iterator[tuple[str, dict[str, float] | tuple[str, ...]]]
     if workers == 1 or len(rows) == 1:
         results = ((row.key, _compute(row, folder, settings)) for row in rows)
     else:
