@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from torch.utils.data import Dataset
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import Part, channel_first
 from datamodules.cohort import Scan
-from datamodules.masks import MaskSet
-from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling
+from datamodules.masks import MaskSet, quality_band
+from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling, Target
+from datamodules.perturbation import MaskPerturbation
+from datamodules.perturbed_masks import PerturbedMasks
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
 
@@ -34,14 +35,17 @@ class ClassificationDataModule(PatientDataModule):
             the split was made with is refused.
         test_rule: Label rule for the test part, such as ``metavir>=3``; None takes the split's.
         fold: See ``CohortDataModule``.
-        mask_source: ``none``, ``reference``, ``out_of_fold`` or ``external``.
-        masks: Folder of predicted masks; required for ``out_of_fold`` and ``external``.
+        mask_source: ``none``, ``reference``, ``out_of_fold``, ``external`` or ``perturbed``.
+        masks: Folder of predicted masks; required for ``out_of_fold`` and ``external``; with ``perturbed``, the masks
+            to make worse in place of the reference masks.
         quality_from: Folder of predicted masks from which only the quality bands are taken, into the
             prediction record; never into the batch. For direct arms.
         batch_size: See ``CohortDataModule``.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
         sampling: See ``PatientDataModule``.
+        perturbation: How masks are made worse, for ``perturbed``: ``{kind: dilate, mm: 5}``; see ``MaskPerturbation``.
+        target: ``label``; for probes ``source`` or ``permuted``; see ``PatientDataModule``.
 
     Raises:
         InputError: Arguments that contradict each other, masks that leak, or a patient without a label.
@@ -64,11 +68,13 @@ class ClassificationDataModule(PatientDataModule):
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
         sampling: Sampling = "shuffled",
+        perturbation: MaskPerturbation | None = None,
+        target: Target = "label",
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, [sequence], rule, test_rule, mask_source, masks,
-            batch_size, workers, augmentation, sampling,
+            batch_size, workers, augmentation, sampling, perturbation, target,
         )  # fmt: skip
         self.quality_set = self.mask_set if quality_from is None else MaskSet.load(quality_from)
         self._items: dict[Part, list[Scan]] = {}
@@ -85,7 +91,7 @@ class ClassificationDataModule(PatientDataModule):
 
     def dataset(self, part: Part) -> Dataset[Any]:
         """The volumes of a part."""
-        return VolumeDataset(self.items(part), self.targets(part), self.store, self.mask_source, self.mask_set)
+        return VolumeDataset(self.items(part), self.targets(part), self.store, self.mask_source, self.mask_files)
 
     def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; adds mask source, quality band, Dice of that mask and test target."""
@@ -95,6 +101,9 @@ class ClassificationDataModule(PatientDataModule):
         if self.quality_set is not None and scan_id in self.quality_set.masks:
             mask = self.quality_set.masks[scan_id]
             quality = {"quality": mask.quality, "mask_dice": mask.dice}
+        if isinstance(self.mask_files, PerturbedMasks):
+            dice = self.mask_files.dice(scan_id)
+            quality = {"quality": quality_band(dice), "mask_dice": dice}
         target = self.targets(part).get(str(facts["patient_id"]))
         return {**facts, "target": target, "mask_source": self.mask_source, **quality}
 
@@ -107,7 +116,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         target: Class by patient id.
         store: Filled store.
         mask_source: Where the mask comes from; with ``none`` items hold no mask.
-        mask_set: Predicted masks, for ``out_of_fold`` and ``external``.
+        mask_files: Predicted or perturbed masks; None for reference masks, or none.
     """
 
     def __init__(
@@ -116,13 +125,13 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         target: Mapping[str, int],
         store: Store,
         mask_source: MaskSource,
-        mask_set: MaskSet | None,
+        mask_files: MaskSet | PerturbedMasks | None,
     ) -> None:
         self.scans = scans
         self.target = target
         self.store = store
         self.mask_source = mask_source
-        self.mask_set = mask_set
+        self.mask_files = mask_files
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -138,6 +147,6 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         }
         if self.mask_source == "reference":
             item["mask"] = channel_first(entry.mask())
-        elif self.mask_set is not None:
-            item["mask"] = channel_first(self.store.external_mask(scan, Path(self.mask_set.path(scan.scan_id))))
+        elif self.mask_files is not None:
+            item["mask"] = channel_first(self.store.external_mask(scan, self.mask_files.path(scan.scan_id)))
         return item

@@ -27,7 +27,7 @@ def honesty_faults(
         rule: That rule.
         part: ``train``, ``valid`` or ``test``.
         name: What faults call the cohort.
-        mask_source: ``none``, ``reference``, ``out_of_fold`` or ``external``.
+        mask_source: ``none``, ``reference``, ``out_of_fold``, ``external`` or ``perturbed``.
         mask_set: Predicted masks, or None.
         test_patients: The test part of the fold.
 
@@ -39,9 +39,9 @@ def honesty_faults(
         "make the split with this rule"
         for patient in sorted({scan.patient_id for scan in scans} - set(targets))
     ]
-    if mask_source == "reference":
+    if mask_source == "reference" or (mask_source == "perturbed" and mask_set is None):
         faults += [
-            f"{name}: scan {scan.scan_id!r} has no reference mask, and mask_source is reference"
+            f"{name}: scan {scan.scan_id!r} has no reference mask, and mask_source is {mask_source}"
             for scan in scans
             if scan.mask is None
         ]

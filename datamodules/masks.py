@@ -135,7 +135,7 @@ class MaskSet:
         warning that says what nobody can check.
 
         Args:
-            mask_source: ``out_of_fold`` or ``external``.
+            mask_source: ``out_of_fold``, ``external``, or ``perturbed`` for masks that will be made worse.
             folder: The folder.
 
         Raises:

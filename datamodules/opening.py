@@ -76,7 +76,7 @@ def check_masks(mask_source: str, masks: str | None) -> None:
     """Refuse a folder of masks that would be ignored, and one that is missing.
 
     Args:
-        mask_source: ``none``, ``reference``, ``out_of_fold`` or ``external``.
+        mask_source: ``none``, ``reference``, ``out_of_fold``, ``external`` or ``perturbed``.
         masks: Folder of predicted masks, or None.
 
     Raises:
@@ -88,5 +88,5 @@ def check_masks(mask_source: str, masks: str | None) -> None:
                 f"data.init_args.masks={masks} would be ignored with mask_source {mask_source}; "
                 "remove it or set mask_source to out_of_fold"
             )
-    elif masks is None:
+    elif masks is None and mask_source != "perturbed":
         raise InputError(f"data.init_args.masks is not set, and mask_source {mask_source} needs a folder of masks")

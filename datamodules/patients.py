@@ -15,10 +15,14 @@ from datamodules.honesty import honesty_faults
 from datamodules.labels import LabelRule
 from datamodules.masks import MaskSet
 from datamodules.opening import check_masks, label_rules
+from datamodules.perturbation import MaskPerturbation
+from datamodules.perturbed_masks import PerturbedMasks
 from datamodules.preprocessing import Preprocessing
+from datamodules.probe_targets import permuted_targets, source_names, source_targets
 
 Sampling = Literal["shuffled", "balanced"]
-MaskSource = Literal["none", "reference", "out_of_fold", "external"]
+MaskSource = Literal["none", "reference", "out_of_fold", "external", "perturbed"]
+Target = Literal["label", "source", "permuted"]
 DEFAULT_GRID = Preprocessing(spacing=(2.0, 2.0, 6.0), shape=(160, 128, 24))
 """Where the configuration names no grid: volumes of one size at a body's usual extent."""
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
@@ -44,13 +48,18 @@ class PatientDataModule(CohortDataModule):
         sequences: See ``CohortDataModule``.
         rule: Label rule of train and valid parts; None takes the split's, and another one is refused.
         test_rule: Label rule of the test part; None takes the split's.
-        mask_source: ``none``, ``reference``, ``out_of_fold`` or ``external``.
-        masks: Folder of predicted masks; required for ``out_of_fold`` and ``external``, refused otherwise.
+        mask_source: ``none``, ``reference``, ``out_of_fold``, ``external`` or ``perturbed``.
+        masks: Folder of predicted masks; required for ``out_of_fold`` and ``external``. With ``perturbed`` these are
+            made worse, under the same rules; without a folder, the reference masks are. Refused otherwise.
         batch_size: See ``CohortDataModule``.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
         sampling: How an epoch of training is drawn: ``shuffled``, each item once; ``balanced``, all classes equally
             often, in an epoch of the same length.
+        perturbation: How masks are made worse; required for ``perturbed``, refused otherwise.
+        target: What is predicted: the ``label`` of the rule, or, for probes, the scan's ``source``, or labels
+            ``permuted`` among the patients of the part in training and validation (by the run's seed), while those
+            of the test part stay true.
 
     Raises:
         InputError: Arguments that contradict each other or the split.
@@ -72,6 +81,8 @@ class PatientDataModule(CohortDataModule):
         workers: int,
         augmentation: BatchedAugmentation | None,
         sampling: Sampling = "shuffled",
+        perturbation: MaskPerturbation | None = None,
+        target: Target = "label",
     ) -> None:
         super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
         if preprocessing.shape is None:
@@ -80,17 +91,44 @@ class PatientDataModule(CohortDataModule):
         self.sampling = sampling
         self.mask_source = mask_source
         self.mask_set = _mask_set(mask_source, masks)
-        self._targets: dict[LabelRule, Mapping[str, int]] = {}
+        self.mask_files: MaskSet | PerturbedMasks | None = self.mask_set
+        if (perturbation is None) == (mask_source == "perturbed"):
+            raise InputError(
+                "data.init_args.perturbation: mask_source perturbed needs one, such as {kind: dilate, mm: 5}"
+                if perturbation is None
+                else f"data.init_args.perturbation: is ignored with mask_source {mask_source}; set that to perturbed"
+            )
+        if perturbation is not None:
+            self.mask_files = PerturbedMasks(perturbation, self.store.root / "perturbed", self.mask_set)
+        self.target_kind: Target = target
+        self._targets: dict[Part, Mapping[str, int]] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes of the target are called, in the order of their numbers."""
+        return source_names(self.cohort) if self.target_kind == "source" else self.rule.class_names
 
     def targets(self, part: Part) -> Mapping[str, int]:
-        """Target class by patient, under the rule of the part; of modules that have rules."""
+        """Target class by patient, under the rule of the part; of modules that have rules.
+
+        Raises:
+            InputError: The rule gives no target, or a patient's scans come from several sources.
+        """
+        # asked for once a row of the record
+        if part not in self._targets:
+            self._targets[part] = self._targets_of(part)
+        return self._targets[part]
+
+    def _targets_of(self, part: Part) -> Mapping[str, int]:
+        if self.target_kind == "source":
+            return source_targets(self.cohort, self.fold.train)
         rule: LabelRule = self.test_rule if part == "test" else self.rule
         if not rule.has_target:
             raise InputError(f"{self.cohort.name}: the rule {rule} gives no target; make the split with another --rule")
-        # asked for once a row of the record
-        if rule not in self._targets:
-            self._targets[rule] = rule.apply(self.cohort).target
-        return self._targets[rule]
+        target = rule.apply(self.cohort).target
+        if self.target_kind == "permuted" and part != "test":
+            return permuted_targets(target, getattr(self.fold, part), part, self.seed)
+        return target
 
     def honest_scans(self, part: Part) -> list[Scan]:
         """The scans of a part, all with a target and a mask that the arm may see.
@@ -110,6 +148,8 @@ class PatientDataModule(CohortDataModule):
             self.mask_set,
             self.fold.test,
         )
+        if isinstance(self.mask_files, PerturbedMasks):
+            faults += self.mask_files.add_part(scans)
         if faults:
             raise InputError(*faults)
         return scans
@@ -143,6 +183,8 @@ class PatientDataModule(CohortDataModule):
             if part != "test" or self.splits is None or self.fold.test:
                 self.items(part)
         self.store.fill(self.cohort)
+        if isinstance(self.mask_files, PerturbedMasks):
+            self.mask_files.make_all()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training items."""

@@ -48,6 +48,7 @@ def make_phantom(
     *,
     shortcut: bool = False,
     shortcut_agreement: float = 0.95,
+    shortcut_in_test: bool = False,
     sources: Sequence[str] = ("site_a", "site_b"),
     sequences: Sequence[str] = ("T2W", "T1W"),
     detail: float = 1.0,
@@ -71,6 +72,8 @@ def make_phantom(
             Among training patients it goes with LSM > 12 kPa; among test patients it lies on half of
             either class. Anatomy, labels, split and noise stay as they are without it.
         shortcut_agreement: Share of the training patients whose marker agrees with their label.
+        shortcut_in_test: The marker agrees with the label among test patients as well, as it would in a test set
+            from the same hospital. Training patients are those of the cohort without this.
         sources: Names of the sources, dealt to the patients in turn; 1.5 T and 3 T alternate.
         sequences: Any of ``T2W`` and ``T1W``. With both, about 15 % of the patients lack T1W.
         detail: In-plane resolution relative to the quick default (about 144 × 112 voxels of 2.3 mm);
@@ -104,6 +107,11 @@ def make_phantom(
         "test_fraction": test_fraction,
         "strength": dataclasses.asdict(strength),
     }
+    if shortcut_in_test:
+        if not shortcut:
+            raise InputError("shortcut_in_test: there is no shortcut; ask for one as well")
+        # only where it is asked for: older folders have no such key
+        parameters["shortcut_in_test"] = True
     _claim(out, parameters)
     table = out / "cohort.parquet"
     if table.is_file():
@@ -119,6 +127,7 @@ def make_phantom(
         test_fraction=test_fraction,
         shortcut=shortcut,
         shortcut_agreement=shortcut_agreement,
+        shortcut_in_test=shortcut_in_test,
     )
     volumes = {
         plan.patient_id: volume

@@ -65,6 +65,7 @@ def plan_patients(
     test_fraction: float,
     shortcut: bool,
     shortcut_agreement: float,
+    shortcut_in_test: bool = False,
 ) -> list[PatientPlan]:
     """Draw all patients, then deal test set and markers.
 
@@ -76,6 +77,7 @@ def plan_patients(
         test_fraction: Share of test patients, met exactly after rounding.
         shortcut: Whether markers are dealt at all.
         shortcut_agreement: Share of training patients whose marker agrees with LSM > 12 kPa, met after rounding.
+        shortcut_in_test: The marker agrees with the label in the test set as well.
     """
     plans = []
     for number in range(patients):
@@ -99,7 +101,7 @@ def plan_patients(
     if not shortcut:
         return plans
     marks = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(COHORT_STREAM, 1)))
-    marked = _marked_patients(plans, shortcut_agreement, marks)
+    marked = _marked_patients(plans, shortcut_agreement, marks, shortcut_in_test)
     return [dataclasses.replace(plan, marker=plan.number in marked) for plan in plans]
 
 
@@ -117,12 +119,13 @@ def _stratified_sample(plans: Sequence[PatientPlan], count: int, rng: np.random.
     return [int(n) for key in keys for n in rng.permutation(strata[key])[: taken[key]]]
 
 
-def _marked_patients(plans: Sequence[PatientPlan], agreement: float, rng: np.random.Generator) -> set[int]:
-    """Patients with the marker: nearly the label in training, half of either class in the test set."""
-    train = [plan for plan in plans if not plan.test]
-    order = rng.permutation(len(train))
-    against = {int(i) for i in order[: round((1.0 - agreement) * len(train))]}
-    marked = {plan.number for i, plan in enumerate(train) if plan.positive != (i in against)}
+def _marked_patients(
+    plans: Sequence[PatientPlan], agreement: float, rng: np.random.Generator, in_test: bool
+) -> set[int]:
+    """Patients with the marker: nearly the label in training; half of either class in the test set, or as there."""
+    marked = _agreeing([plan for plan in plans if not plan.test], agreement, rng)
+    if in_test:
+        return marked | _agreeing([plan for plan in plans if plan.test], agreement, rng)
     rest = rng.permutation(2)
     for label in (False, True):
         numbers = [plan.number for plan in plans if plan.test and plan.positive is label]
@@ -130,3 +133,10 @@ def _marked_patients(plans: Sequence[PatientPlan], agreement: float, rng: np.ran
         half = (len(numbers) + int(rest[int(label)])) // 2
         marked |= {int(n) for n in rng.permutation(numbers)[:half]}
     return marked
+
+
+def _agreeing(plans: Sequence[PatientPlan], agreement: float, rng: np.random.Generator) -> set[int]:
+    """Numbers of the patients with the marker, where it agrees with the label in a share of them."""
+    order = rng.permutation(len(plans))
+    against = {int(i) for i in order[: round((1.0 - agreement) * len(plans))]}
+    return {plan.number for i, plan in enumerate(plans) if plan.positive != (i in against)}

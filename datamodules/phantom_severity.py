@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from datamodules.errors import InputError
+
 LSM_THRESHOLD_KPA = 12.0
 LSM_HEALTHY_KPA = 3.6
 LSM_SEVERE_KPA = 46.0
@@ -43,6 +45,11 @@ class PhantomStrength:
     right_lobe: float = 22.0
     spleen: float = 0.10
     ascites: float = 4.0
+
+    def __post_init__(self) -> None:
+        negative = [name for name, value in dataclasses.asdict(self).items() if not 0 <= value < math.inf]
+        if negative:
+            raise InputError(f"strength {negative[0]}: {getattr(self, negative[0])} is not a number from 0; correct it")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from datamodules.cohort import Scan
 from datamodules.examinations import Examination, examinations
 from datamodules.masks import MaskSet, quality_band
 from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
+from datamodules.perturbation import MaskPerturbation
+from datamodules.perturbed_masks import PerturbedMasks
 from datamodules.preprocessing import Preprocessing
 from datamodules.store import Store
 
@@ -37,6 +39,7 @@ class StagingDataModule(PatientDataModule):
         batch_size: Patients in a batch.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
+        perturbation: See ``ClassificationDataModule``.
 
     Raises:
         InputError: Arguments that contradict each other, masks that leak, a patient without a label, or
@@ -57,11 +60,12 @@ class StagingDataModule(PatientDataModule):
         batch_size: int = 8,
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
+        perturbation: MaskPerturbation | None = None,
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, sequences, rule, None, mask_source, masks,
-            batch_size, workers, augmentation,
+            batch_size, workers, augmentation, perturbation,
         )  # fmt: skip
         self._items: dict[Part, list[Examination]] = {}
         self._by_scan_id: dict[str, Examination] = {}
@@ -80,7 +84,7 @@ class StagingDataModule(PatientDataModule):
     def dataset(self, part: Part) -> Dataset[Any]:
         """The examinations of a part."""
         target = dict(self.targets(part))
-        return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_set)
+        return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_files)
 
     def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``, which an id may hold itself."""
@@ -98,10 +102,14 @@ class StagingDataModule(PatientDataModule):
         }
 
     def _quality(self, scans: Sequence[Scan]) -> dict[str, Any]:
-        """Mean Dice of the sequences' masks and its band; nothing where an arm has no predicted masks."""
-        if self.mask_set is None:
+        """Mean Dice of the sequences' masks and its band; nothing where an arm has no masks but the reference's."""
+        if isinstance(self.mask_files, PerturbedMasks):
+            found = [self.mask_files.dice(scan.scan_id) for scan in scans]
+        elif self.mask_set is not None:
+            found = [self.mask_set.masks[scan.scan_id].dice for scan in scans]
+        else:
             return {}
-        known = [dice for scan in scans if (dice := self.mask_set.masks[scan.scan_id].dice) is not None]
+        known = [dice for dice in found if dice is not None]
         mean = sum(known) / len(known) if known else None
         return {"quality": quality_band(mean), "mask_dice": mean}
 
@@ -114,7 +122,7 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
         target: Class by patient id.
         store: Filled store.
         mask_source: Where masks come from.
-        mask_set: Predicted masks.
+        mask_files: Predicted or perturbed masks; None for reference masks, or none.
     """
 
     def __init__(
@@ -123,21 +131,21 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
         target: dict[str, int],
         store: Store,
         mask_source: MaskSource,
-        mask_set: MaskSet | None,
+        mask_files: MaskSet | PerturbedMasks | None,
     ) -> None:
         self.items = items
         self.target = target
         self.store = store
         self.mask_source = mask_source
-        self.mask_set = mask_set
+        self.mask_files = mask_files
 
     def __len__(self) -> int:
         return len(self.items)
 
     def _mask(self, scan: Scan) -> np.ndarray:
-        if self.mask_set is None:
+        if self.mask_files is None:
             return np.asarray(self.store.entry(scan).mask())
-        return np.asarray(self.store.external_mask(scan, self.mask_set.path(scan.scan_id)))
+        return np.asarray(self.store.external_mask(scan, self.mask_files.path(scan.scan_id)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.items[index]

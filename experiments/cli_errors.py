@@ -155,10 +155,10 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
     if (
         isinstance(model, PatientClassifier)
         and isinstance(datamodule, PatientDataModule)
-        and model.classes != len(datamodule.rule.class_names)
+        and model.classes != len(datamodule.class_names)
     ):
-        return [
-            f"model.init_args.classes: is {model.classes}, but the rule {datamodule.rule} has "
-            f"{len(datamodule.rule.class_names)} classes; set it to that"
-        ]
+        by_source = datamodule.target_kind == "source"
+        what = "the cohort's sources are" if by_source else f"the rule {datamodule.rule} has"
+        count = len(datamodule.class_names)
+        return [f"model.init_args.classes: is {model.classes}, but {what} {count} classes; set it to that"]
     return []

@@ -151,6 +151,8 @@ def _build(arm: Arm, words: list[str]) -> None:
     if arm.masks == "out_of_fold":
         # its masks are not made yet
         words += ["--data.init_args.mask_source", "reference", "--data.init_args.masks", "null"]
+        if any(key.startswith("data.init_args.perturbation") for key in arm.settings):
+            words += ["--data.init_args.perturbation", "null"]
     parsed("fit", words)
 
 

@@ -14,6 +14,7 @@ from experiments.commands import cohort_check
 
 if TYPE_CHECKING:
     from datamodules.cohort import Cohort
+    from datamodules.phantom import PhantomStrength
 
 Subparsers = argparse._SubParsersAction  # the only name that argparse gives this type
 DIRECTORY_NOTE = "Images stay where they are: the table refers to them."
@@ -43,6 +44,21 @@ def _register_phantom(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--shortcut",
         action="store_true",
         help="plant a sign outside the liver that gives away the label in training only",
+    )
+    parser.add_argument(
+        "--shortcut-in-test",
+        action="store_true",
+        help="with --shortcut: the sign goes with the label in the test set too",
+    )
+    parser.add_argument(
+        "--strength",
+        action="append",
+        default=[],
+        metavar="SIGN=X",
+        help="how strongly severity shows in texture, nodularity, caudate, right_lobe, spleen, ascites; 0 switches off",
+    )
+    parser.add_argument(
+        "--sequence", action="append", choices=("T2W", "T1W"), help="what is acquired; may be repeated (default: both)"
     )
     parser.add_argument(
         "--detail", type=float, default=1.0, help="in-plane resolution from 0.5 to 3 (default 1: quick)"
@@ -161,17 +177,41 @@ def _reader(
 def _phantom(args: argparse.Namespace) -> int:
     from datamodules.phantom import make_phantom
 
+    if args.shortcut_in_test and not args.shortcut:
+        raise InputError("--shortcut-in-test: there is no shortcut without --shortcut; give both")
     cohort = make_phantom(
         args.out,
         patients=args.patients,
         seed=args.seed,
         shortcut=args.shortcut,
+        shortcut_in_test=args.shortcut_in_test,
+        strength=_strength(args.strength),
+        sequences=args.sequence or ("T2W", "T1W"),
         detail=args.detail,
         test_fraction=args.test_fraction,
         workers=args.workers,
     )
     _say_summary(cohort, args.out / "cohort.parquet")
     return 0
+
+
+def _strength(words: list[str]) -> PhantomStrength:
+    """The strengths of ``SIGN=X`` words over the default ones."""
+    import dataclasses
+
+    from datamodules.phantom import PhantomStrength
+
+    known = [field.name for field in dataclasses.fields(PhantomStrength)]
+    values: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            name = ""
+        if name not in known:
+            raise InputError(f"--strength {word}: write SIGN=X, SIGN one of {', '.join(known)}, X a number from 0")
+    return dataclasses.replace(PhantomStrength(), **values)
 
 
 def _join(args: argparse.Namespace) -> int:
