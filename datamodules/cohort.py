@@ -26,6 +26,7 @@ TEXT_COLUMNS = (
     "visit",
     "sex",
     "official_split",
+    "origin",
 )
 INTEGER_COLUMNS = ("stage", "metavir", "quality")
 NUMBER_COLUMNS = ("lsm_kpa", "age")
@@ -33,7 +34,7 @@ FLAG_COLUMNS = ("healthy",)
 REQUIRED_COLUMNS = ("scan_id", "patient_id", "sequence", "image", "source")
 COLUMNS = (
     "scan_id", "patient_id", "sequence", "image", "mask", "mask_labels", "source", "visit",
-    "stage", "lsm_kpa", "metavir", "healthy", "age", "sex", "official_split", "quality",
+    "stage", "lsm_kpa", "metavir", "healthy", "age", "sex", "official_split", "quality", "origin",
 )  # fmt: skip
 EXTRA_PREFIX = "x_"
 """Columns that begin so are the user's own (laboratory values, say): carried along, never validated."""
@@ -60,6 +61,8 @@ class Scan:
         sex: ``F``, ``M``, or None.
         official_split: ``train``, ``valid``, ``test``, or None.
         quality: A reader's band of the liver's segmentation, 1 (poor) to 3 (good), or None.
+        origin: The person from whom this patient was derived (semi-synthetic data), or None. All patients of one
+            origin belong into one part of a split.
     """
 
     scan_id: str
@@ -78,6 +81,7 @@ class Scan:
     sex: str | None
     official_split: str | None
     quality: int | None = None
+    origin: str | None = None
 
 
 class Cohort:
@@ -148,9 +152,8 @@ class Cohort:
         scan id, not by path, so that moving a cohort does not make its splits invalid.
         """
         left_out = ["image", "mask"]
-        if self.frame["quality"].isna().all():
-            # cohorts that no reader has graded hash as they did before the column was known
-            left_out.append("quality")
+        # cohorts without these hash as they did before the columns were known
+        left_out += [column for column in ("quality", "origin") if self.frame[column].isna().all()]
         columns = [column for column in self.frame.columns if column not in left_out]
         ordered = self.frame.sort_values("scan_id")
         rows = [
@@ -161,6 +164,12 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    @cached_property
+    def origins(self) -> Mapping[str, str]:
+        """Of each derived patient the origin; empty for real patients alone."""
+        rows = self.frame[["patient_id", "origin"]].dropna()
+        return dict(zip(rows["patient_id"], rows["origin"], strict=True))
 
     @cached_property
     def patients(self) -> tuple[str, ...]:
@@ -226,6 +235,7 @@ class Cohort:
             sex=None if values["sex"] is None else str(values["sex"]),
             official_split=None if values["official_split"] is None else str(values["official_split"]),
             quality=None if values["quality"] is None else int(str(values["quality"])),
+            origin=None if values["origin"] is None else str(values["origin"]),
         )
 
 

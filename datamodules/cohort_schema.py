@@ -54,6 +54,7 @@ SCHEMA = pa.DataFrameSchema(
         "official_split": pa.Column(
             "string", [pa.Check.isin(["train", "valid", "test"], error="is not train, valid or test")], nullable=True
         ),
+        "origin": pa.Column("string", nullable=True),
         "quality": pa.Column(
             "Int64", [pa.Check.isin([1, 2, 3], error="is not a quality band 1 (poor), 2 or 3 (good)")], nullable=True
         ),
@@ -90,6 +91,11 @@ def schema_faults(table: pd.DataFrame, name: str, absent: Sequence[str] = ()) ->
             faults.append(
                 f"{name}: rows {where}: scan_id {scan_id!r} occurs {len(rows)} times; give each scan its own id"
             )
+    pairs = table[["patient_id", "origin"]].drop_duplicates()
+    faults += [
+        f"{name}: patient {patient!r}: scans have different origins; a patient has one, or none"
+        for patient in sorted(set(pairs.loc[pairs["patient_id"].duplicated(), "patient_id"].dropna()))
+    ]
     half = table.index[table["mask"].notna() & table["mask_labels"].isna()]
     faults += [
         f"{name}: row {row + 1}: a mask without mask_labels; say which of its values are liver, such as 1"

@@ -226,7 +226,7 @@ class MaskSet:
             for key in record.segmenters:
                 segmenter = self.segmenters[key]
                 who, trained_on = segmenter.words(key), set(segmenter.trained_on or ())
-                if scan.patient_id in trained_on:
+                if {scan.patient_id, scan.origin} & trained_on:
                     faults.append(
                         f"{self.folder}: the mask of patient {scan.patient_id!r} (scan {scan.scan_id!r}) comes from "
                         f"{who}, which trained on this patient; use out-of-fold masks ('hepastage masks')"

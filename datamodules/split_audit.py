@@ -13,6 +13,7 @@ from datamodules.labels import LabelRule, Labels, parse_rule
 from datamodules.split_confound import Confound, confound_of
 from datamodules.split_making import patient_sources
 from datamodules.split_official import official_conflicts, official_parts
+from datamodules.split_origin import shared_origins
 from datamodules.splits import Splits, fold_overlaps
 
 FORMAT: Final = 1
@@ -28,7 +29,8 @@ class Leak:
 
     Attributes:
         patient_id: Who.
-        kind: ``two-parts`` of a fold, or ``official-parts`` that differ between scans.
+        kind: ``two-parts`` of a fold, ``shared-origin`` (patients derived from this one are in two parts), or
+            ``official-parts`` that differ between scans.
         fold: The fold, from 0; None for official parts.
         where: The parts, as ``train, test`` or ``T1W valid, T2W train``.
     """
@@ -45,6 +47,11 @@ class Leak:
             return (
                 f"patient {self.patient_id}: in {self.where} of fold {self.fold}; "
                 "make the split anew with 'hepastage split make'"
+            )
+        if self.kind == "shared-origin":
+            return (
+                f"patient {self.patient_id}: patients derived from this one are in {self.where} of fold {self.fold}; "
+                "make the split anew with 'hepastage split make', which keeps them together"
             )
         return (
             f"patient {self.patient_id}: official parts differ between scans ({self.where}); "
@@ -175,6 +182,16 @@ def audit(cohort: Cohort, splits: Splits | None = None, rules: Sequence[LabelRul
             for index, fold in enumerate(splits.folds)
             for patient, parts in fold_overlaps(fold).items()
         ]
+        if cohort.origins:
+            leaks += [
+                Leak(origin, "shared-origin", index, ", ".join(parts))
+                for index, fold in enumerate(splits.folds)
+                for origin, parts in shared_origins(fold, cohort.origins).items()
+            ]
+            warnings.append(
+                f"{len(set(cohort.origins))} patients are derived from {len(set(cohort.origins.values()))}: intervals "
+                "that draw them as if they were independent people are too narrow"
+            )
         if conflicts:
             warnings.append(
                 f"official parts differ between scans for {_named(list(conflicts))}; "

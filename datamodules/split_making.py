@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
-from datamodules.labels import LabelRule
+from datamodules.labels import LabelRule, parse_rule
+from datamodules.split_dealing import check_classes
 from datamodules.split_official import official_folds, official_parts
+from datamodules.split_origin import as_origins, expanded
 from datamodules.split_schemes import Fold, Patients, fixed_test, kfold, leave_one_source_out, tested_sources
 
 
@@ -67,6 +70,12 @@ def plan(
 ) -> Plan:
     """Divide a cohort's patients; the arguments are those of ``datamodules.splits.make_splits``."""
     test_ids, valid_ids = sorted(set(test_patients)), sorted(set(valid_patients))
+    if cohort.origins:
+        return _plan_by_origin(
+            cohort, rule, test_rule, unlabelled,
+            folds=folds, seed=seed, by=by, official=official, repeats=repeats, valid_fraction=valid_fraction,
+            test_patients=test_ids, valid_patients=valid_ids, resolve=resolve,
+        )  # fmt: skip
     _check_request(
         folds, seed, rule, test_rule, by, official, repeats, valid_fraction, test_ids, valid_ids, resolve, unlabelled
     )
@@ -92,6 +101,47 @@ def plan(
         if patient not in placed and patient not in excluded:
             excluded[patient] = f"no label for {rules}" if patient not in usable else "no part that its label fits"
     return Plan(scheme, tuple(made), {patient: excluded[patient] for patient in sorted(excluded)})
+
+
+def _plan_by_origin(
+    cohort: Cohort, rule: LabelRule, test_rule: LabelRule | None, unlabelled: str, **request: Any
+) -> Plan:
+    """Deal origins, then put in the patients derived from each.
+
+    Where an origin has patients of several classes, all origins are dealt by source alone: each brings its classes.
+    """
+    people = people_of(cohort, rule, test_rule)
+    classes: dict[str, set[int | None]] = {}
+    for patient in cohort.patients:
+        classes.setdefault(cohort.origins.get(patient, patient), set()).add(people.target.get(patient))
+    mixed = any(len(found) > 1 for found in classes.values())
+    none = parse_rule("none")
+    request["test_patients"] = {cohort.origins.get(patient, patient) for patient in request["test_patients"]}
+    request["valid_patients"] = {cohort.origins.get(patient, patient) for patient in request["valid_patients"]}
+    dealt = plan(
+        as_origins(cohort),
+        none if mixed else rule,
+        test_rule=None if mixed else test_rule,
+        unlabelled=unlabelled if not mixed else "exclude",
+        **request,
+    )
+    trainable = cohort.patients if unlabelled == "train" else people.trainable
+    folds = expanded(dealt.folds, cohort, {"train": trainable, "valid": people.trainable, "test": people.tested})
+    placed = {patient for fold in folds for part in fold.parts.values() for patient in part}
+    excluded = {
+        patient: dealt.excluded.get(cohort.origins.get(patient, patient), f"no label for {rule}")
+        for patient in cohort.patients
+        if patient not in placed
+    }
+    for index, fold in enumerate(folds):
+        for part, target, names in (
+            ("train", people.target, people.class_names),
+            ("valid", people.target, people.class_names),
+            ("test", people.test_target, people.test_class_names),
+        ):
+            hint = "an origin is in one part alone: use fewer folds, or more origins"
+            check_classes(fold.parts[part], target, names, 1, f"{cohort.name}: fold {index}: {part}", hint)
+    return Plan(dealt.scheme, tuple(folds), excluded)
 
 
 def _check_given(people: Patients, cohort: Cohort, test: Sequence[str], valid: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_json, write_json
 from datamodules.labels import LabelRule, parse_rule
 from datamodules.split_making import plan
+from datamodules.split_origin import origin_words, shared_origins
 from datamodules.split_schemes import PARTS, Fold
 
 __all__ = ["FORMAT", "PARTS", "SCHEMES", "Fold", "Splits", "make_splits"]
@@ -165,6 +166,12 @@ class Splits:
         faults += _each(anywhere.union(self.excluded) - known, f"is not in {cohort.name}")
         faults += _each(anywhere & set(self.excluded), "is excluded and in a part as well")
         faults += _each(known - anywhere.union(self.excluded), "is in no part and not excluded")
+        if cohort.origins:
+            faults += [
+                f"fold {index}: {origin_words(origin, parts)}; make the split anew"
+                for index, fold in enumerate(self.folds)
+                for origin, parts in shared_origins(fold, cohort.origins).items()
+            ]
         if faults:
             return faults
         labelled = known - set(self.label_rule.apply(cohort).missing) - set(self.excluded)

@@ -80,7 +80,7 @@ def compare(
             results.append(segmentation_result(family, chosen, resamples, level, seed))
         else:
             results.append(_classification(family, chosen, metric, resamples, level, seed, notes))
-    from experiments.compare_holding import add_holding
+    from experiments.compare_holding import add_holding, add_probe_validation
     from experiments.compare_masks import add_mask_points
     from experiments.compare_provenance import run_provenance
     from experiments.compare_strata import add_strata
@@ -90,6 +90,7 @@ def compare(
         if margin is not None:
             _judge_margin(result, margin)
         add_holding(result, validation, level)
+        add_probe_validation(result, validation)
         add_strata(result, min(resamples, 2000), level, seed)
         add_mask_points(result, min(resamples, 2000), level, seed)
         add_sentences(result, level)

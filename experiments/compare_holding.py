@@ -13,6 +13,8 @@ from experiments.compare_results import FamilyResult, Holding
 from experiments.statistics_proportions import Interval
 from experiments.statistics_roc import delong_covariance
 
+PROBE_LEVEL = 0.999
+"""Confidence at which a probe succeeds on validation patients: they chose its checkpoint, the best of several."""
 METHOD = "DeLong, normal; validation and test patients independent"
 
 
@@ -39,6 +41,27 @@ def add_holding(found: FamilyResult, validation: pd.DataFrame, level: float) -> 
         found.holding.append(
             Holding(arm, _clipped(*before, z, level), _clipped(*after, z, level), _interval(fall, error, z, level))
         )
+
+
+def add_probe_validation(found: FamilyResult, validation: pd.DataFrame) -> None:
+    """Set each probe's AUC on validation patients, and its light to red where that lies above 0.5.
+
+    A shortcut that the test patients do not carry shows in no test result: a probe finds it among the validation
+    patients, who come from where the training patients do.
+
+    Args:
+        found: The family's result; ``validation`` and ``light`` of its probes are set.
+        validation: Rows of part ``valid`` of all arms.
+    """
+    if found.family.kind != "binary" or validation.empty:
+        return
+    z = float(stats.norm.ppf(0.5 + PROBE_LEVEL / 2))
+    for arm in (item for item in found.arms if item.role == "probe"):
+        area = _validation_area(validation[validation["arm"] == arm.arm])
+        if area is not None:
+            arm.validation = _clipped(*area, z, PROBE_LEVEL)
+            if arm.validation.low > 0.5:
+                arm.light = "red"
 
 
 def _interval(estimate: float, error: float, z: float, level: float) -> Interval:

@@ -16,9 +16,10 @@ _MOST_PARTS = 3
 def add_mask_points(found: FamilyResult, resamples: int, level: float, seed: int) -> None:
     """Set each arm's primary metric against the Dice of its masks: over all patients, and by thirds of Dice.
 
-    An arm without masks takes the Dice of the same scans from the other arms: whoever is hard to segment may be hard
-    to classify as well, and only the arm without masks can show that. Reference masks have a Dice of 1. Probes are
-    left out, and so are patients without a known Dice.
+    An arm without masks takes the Dice of the same scans from the other arms (not of masks that were perturbed on
+    purpose, where there are others): whoever is hard to segment may be hard to classify as well, and only the arm
+    without masks can show that. Reference masks have a Dice of 1. Probes are left out, and so are patients without a
+    known Dice.
 
     Args:
         found: The family's result; ``mask_points`` is filled. Nothing is added where no Dice was recorded.
@@ -30,9 +31,11 @@ def add_mask_points(found: FamilyResult, resamples: int, level: float, seed: int
     if found.family.kind == "segmentation" or "mask_dice" not in frame or frame["mask_dice"].isna().all():
         return
     key = "scan_id" if "scan_id" in frame and frame["scan_id"].notna().all() else "patient_id"
-    known = frame[frame["mask_dice"].notna()].groupby(key)["mask_dice"].mean()
     source = frame["mask_source"] if "mask_source" in frame else pd.Series(pd.NA, index=frame.index)
     source = source.astype("string").fillna("none")
+    measured = frame["mask_dice"].notna()
+    natural = measured & (source != "perturbed")
+    known = frame[natural if natural.any() else measured].groupby(key)["mask_dice"].mean()
     for arm in [item for item in found.arms if item.role != "probe"]:
         inside = frame["arm"] == arm.arm
         names = sorted(source[inside].unique())

@@ -28,7 +28,9 @@ class ArmResult:
         medians: Median over patients with interval (segmentation only).
         calibration: Of the mean probability over seeds (two classes only).
         brier_parts: The Brier score's parts, each the mean over seeds (two classes only).
-        light: For a probe: ``red`` where the interval of its AUC lies above 0.5, else ``green``; empty otherwise.
+        light: For a probe: ``red`` where it succeeds (the interval of its AUC lies above 0.5, on test patients or, at
+            99.9 %, on validation patients, who chose the checkpoint), else ``green``; empty otherwise.
+        validation: For a probe of two classes: its AUC on validation patients, with the 99.9 % interval.
         note: What the reader must know of this row alone.
     """
 
@@ -42,6 +44,7 @@ class ArmResult:
     calibration: Calibration | None = None
     brier_parts: BrierParts | None = None
     light: str = ""
+    validation: Interval | None = None
     note: str = ""
 
 
@@ -225,11 +228,30 @@ class Comparison:
     seed: int
     provenance: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def light(self) -> str:
+        """``red`` where a probe of any family succeeds, ``green`` where all fail, empty without probes."""
+        lights = {arm.light for found in self.families for arm in found.arms} - {""}
+        return "red" if "red" in lights else "green" if lights else ""
+
+    @property
+    def verdict(self) -> str:
+        """What the light means for the whole comparison, in a sentence; empty unless it is red."""
+        if self.light != "red":
+            return ""
+        red = [arm.arm for found in self.families for arm in found.arms if arm.light == "red"]
+        names = f"{', '.join(red[:-1])} and {red[-1]}" if len(red) > 1 else red[0]
+        return (
+            f"Red light: {names} {'succeed' if len(red) > 1 else 'succeeds'}, and a probe should fail. Until it is "
+            "known why, no difference below can be read as one in finding the disease."
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Stable JSON: intervals as estimate, low, high; what is not estimable as null."""
         return {
             "format": 1,
             "title": self.title,
+            "light": self.light,
             "level": self.level,
             "resamples": self.resamples,
             "seed": self.seed,

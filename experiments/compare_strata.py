@@ -37,6 +37,9 @@ def add_strata(found: FamilyResult, resamples: int, level: float, seed: int) -> 
 def labels(frame: pd.DataFrame, variable: str) -> pd.Series:
     """The stratum of each row; an arm that did not record it (a direct arm has no mask quality) borrows the scan's.
 
+    So does an arm whose masks were perturbed on purpose: a band stands for patients who are hard to segment, the same
+    ones for all arms.
+
     Returns:
         Text per row, ``<NA>`` where nobody recorded it.
     """
@@ -49,6 +52,10 @@ def labels(frame: pd.DataFrame, variable: str) -> pd.Series:
         text = pd.cut(raw, [-1, low - 1e-9, high - 1e-9, 200], labels=names).astype("string")
     elif variable == "quality":
         text = ("band " + raw.astype("string")).astype("string")
+        if "mask_source" in frame:
+            perturbed = (frame["mask_source"] == "perturbed").fillna(False).astype(bool)
+            if text[~perturbed].notna().any():
+                text = text.mask(perturbed)
     else:
         text = raw.astype("string")
     for key in ("scan_id", "patient_id"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from experiments.compare_metrics import LOWER_IS_BETTER, NAMES
-from experiments.compare_results import Difference, FamilyResult
+from experiments.compare_results import ArmResult, Difference, FamilyResult
 from experiments.statistics_proportions import Interval
 
 SMALL = 50
@@ -77,20 +77,33 @@ def add_sentences(found: FamilyResult, level: float) -> None:
                 f"to {with_interval(held.test)} on test patients. Look for a shortcut: something that goes with the "
                 "label in training and not in the test set."
             )
-    for arm in found.arms:
-        if arm.role == "probe":
-            area = arm.metrics.get("auc") or arm.metrics.get("auc_ovr")
-            verdict = (
-                "it succeeds, so something other than the liver's disease gives the label away"
-                if arm.light == "red"
-                else "no shortcut is shown by it"
-            )
-            lines.append(f"Probe {arm.arm}: AUC {with_interval(area)}; {verdict}.")
+    lines += [_probe(arm) for arm in found.arms if arm.role == "probe"]
     if found.family.kind == "binary" and min(found.counts) > 0:
         lines.append(_can_show(found, level))
     elif patients < SMALL:
         lines.append(f"{patients} patients are few: expect wide intervals, and do not read their overlap as equality.")
     found.sentences = lines
+
+
+def _probe(arm: ArmResult) -> str:
+    area = arm.metrics.get("auc") or arm.metrics.get("auc_ovr")
+    on_test = area is not None and area.low > 0.5
+    if arm.light != "red":
+        verdict = "no shortcut is shown by it"
+    elif arm.note:
+        # it predicts something else than the label: the source, say
+        verdict = (
+            "it succeeds, so the images give away what it predicts; where that goes with the label, it is a shortcut"
+        )
+    elif on_test:
+        verdict = "it succeeds, so something other than the liver's disease gives the label away"
+    else:
+        verdict = (
+            "it succeeds on validation patients, so something other than the liver's disease gives the label away "
+            "where the training patients come from, and the test patients do not carry it"
+        )
+    held = "" if arm.validation is None else f", on validation patients {number(arm.validation.estimate)}"
+    return f"Probe {arm.arm}: AUC {with_interval(area)}{held}; {verdict}."
 
 
 def _difference(found: FamilyResult, item: Difference, digits: int, level: float) -> str:

@@ -66,6 +66,7 @@ def as_html(comparison: Comparison) -> str:
         provenance=provenance_rows(comparison),
         methods=methods(comparison),
         checklist=checklist(comparison),
+        verdict=comparison.verdict,
         lead=[sentence for found in comparison.families for sentence in found.sentences],
     )
 

@@ -32,6 +32,7 @@ def register(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     _register_public(commands)
     _register_dicom(commands)
     _register_join(commands)
+    _register_semisynthetic(commands)
     cohort_check.register(commands)
 
 
@@ -151,6 +152,21 @@ def _register_join(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=_join)
 
 
+def _register_semisynthetic(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    about = "real scans with masks, and the phantom's fibrosis texture in half of the livers: SEMI-SYNTHETIC"
+    parser = commands.add_parser("semisynthetic", help=about, description=about, allow_abbrev=False)
+    parser.add_argument("cohort", type=Path, metavar="COHORT", help="table of real scans with reference masks")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; holds cohort.parquet")
+    parser.add_argument(
+        "--strength", type=float, required=True, metavar="X", help="signal difference of septum and nodule; 0 for none"
+    )
+    parser.add_argument(
+        "--copies", type=_positive, default=8, metavar="N", help="derived patients of each real one, even (default 8)"
+    )
+    parser.add_argument("--seed", type=int, required=True, metavar="S", help="same seed, same voxels")
+    parser.set_defaults(run=_semisynthetic)
+
+
 def _reader(
     commands: Subparsers[argparse.ArgumentParser],
     name: str,
@@ -191,6 +207,16 @@ def _phantom(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         workers=args.workers,
     )
+    _say_summary(cohort, args.out / "cohort.parquet")
+    return 0
+
+
+def _semisynthetic(args: argparse.Namespace) -> int:
+    from datamodules.cohort import Cohort
+    from datamodules.semisynthetic import Texture, make_semisynthetic
+
+    texture = Texture(args.strength, args.copies, args.seed)
+    cohort = make_semisynthetic(Cohort.load(args.cohort), args.out, texture, notify=_notice)
     _say_summary(cohort, args.out / "cohort.parquet")
     return 0
 

@@ -142,6 +142,8 @@ def compare_and_print(
         for found in comparison.families:
             write_figures(found, out / "figures")
     console = Console()
+    if comparison.verdict:
+        console.print(comparison.verdict, style="bold red", highlight=False, markup=False)
     for found in comparison.families:
         console.print(as_rich(found, console.width))
         for sentence in found.sentences:

@@ -59,3 +59,34 @@ def test_without_validation_nothing_is_said(tmp_path: Path) -> None:
     comparison = compare([make_study(tmp_path, seeds=1)], resamples=300)
     assert comparison.families[0].holding == []
     assert "From validation to test" not in as_html(comparison)
+
+
+def test_a_shortcut_that_the_test_patients_do_not_carry_turns_its_probe_red(tmp_path: Path) -> None:
+    strengths = {"direct": 1.0, "probe-erased": 0.0, "probe-shape": 0.0}
+    study = make_study(tmp_path, seeds=1, folds=2, fixed_test=True, strengths=strengths)
+    add_validation(study, "probe-erased", 3.0)
+    add_validation(study, "probe-shape", 0.0)
+    comparison = compare([study], resamples=300)
+    (found,) = comparison.families
+    red, green = found.result("probe-erased"), found.result("probe-shape")
+    assert (red.light, green.light) == ("red", "green")
+    area = red.metrics["auc"]
+    assert area is not None and area.low < 0.5, "on the test patients it fails"
+    assert red.validation is not None and green.validation is not None
+    assert red.validation.low > 0.5 > green.validation.low
+    wide = red.validation.estimate - red.validation.low
+    assert red.validation.level == 0.999
+    (line,) = [line for line in found.sentences if line.startswith("Probe probe-erased")]
+    assert "it succeeds on validation patients" in line and "the test patients do not carry it" in line
+    assert wide > 0 and comparison.light == "red"
+    assert comparison.verdict.startswith("Red light: probe-erased succeeds")
+    page = as_html(comparison)
+    assert page.index("Red light: probe-erased") < page.index("Probe probe-erased")
+    assert comparison.as_json()["light"] == "red"
+
+
+def test_all_probes_failing_is_green_and_none_is_no_light(tmp_path: Path) -> None:
+    study = make_study(tmp_path, seeds=1, strengths={"direct": 1.0, "probe-shape": 0.0})
+    comparison = compare([study], resamples=300)
+    assert (comparison.light, comparison.verdict) == ("green", "")
+    assert compare([study / "direct"], resamples=300).light == ""

@@ -56,6 +56,20 @@ def test_reference_masks_have_a_dice_of_one_and_without_any_dice_nothing_is_draw
     assert compare([study], resamples=QUICK).families[0].mask_points == []
 
 
+def test_masks_that_were_perturbed_say_nothing_of_who_is_hard_to_segment(tmp_path: Path) -> None:
+    study = make_study(tmp_path, seeds=1, strengths={"direct": 1.0, "masked": 1.5, "worse": 1.2})
+    for path in study.glob("worse/*/predictions.parquet"):
+        rows = read_records(path)
+        write_records(rows.assign(mask_source="perturbed", mask_dice=0.6, quality=1), path)
+    (found,) = compare([study], resamples=QUICK).families
+    points = {point.arm: point for point in found.mask_points if point.part == 0}
+    assert points["worse"].dice == pytest.approx(0.6)
+    assert points["direct"].dice == pytest.approx(points["masked"].dice), "not the mean with the worse masks"
+    bands = [item for item in found.strata if item.variable == "quality"]
+    assert [item.patients for item in bands] == [20, 20, 20], "the same patients for all arms"
+    assert all(set(item.intervals) == {"direct", "masked", "worse"} for item in bands)
+
+
 def test_every_measurement_of_a_segmenter_is_tested_by_signed_ranks(tmp_path: Path) -> None:
     study = make_study(tmp_path, seeds=1)
     add_segmenter(study)

@@ -10,13 +10,19 @@ import torch
 import yaml
 
 from callbacks.run_directory import RunDirectory
+from datamodules.cohort import Cohort
 from datamodules.errors import InputError
 from datamodules.records import read_records
+from datamodules.splits import make_splits
+from experiments.cli import main
 from experiments.cli_words import shipped_names
 from experiments.grid import run_study
+from experiments.grid_resolve import Resolver
+from experiments.grid_words import Places
+from experiments.grid_words import words_of as words_of_cell
 from experiments.lightning_cli import fit_and_test, parsed, run_command
-from experiments.study import Study
-from tests.tiny import ONE_LOGGER, PREPROCESSING, TESTED, Tiny
+from experiments.study import Study, cells_of
+from tests.tiny import ONE_LOGGER, PREPROCESSING, TESTED, Tiny, frame_of
 
 ROOT = Path(__file__).parents[2] / "experiments"
 CONFIGS = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -46,6 +52,9 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     "direct.yaml": (["direct"], SMALL_CLASSIFIER),
     "masked_attention_resnet.yaml": (["masked_attention_resnet"], SMALL_CLASSIFIER),
     "probe_liver_erased.yaml": (["masked_attention_resnet", "probe_liver_erased"], SMALL_CLASSIFIER),
+    "probe_mask_only.yaml": (["masked_attention_resnet", "probe_mask_only"], SMALL_CLASSIFIER),
+    "probe_source.yaml": (["direct", "probe_source"], SMALL_CLASSIFIER),
+    "probe_permuted.yaml": (["masked_attention_resnet", "probe_permuted"], SMALL_CLASSIFIER),
     # the tiny split is by stiffness: two classes, one logit
     "staging.yaml": (
         ["staging"],
@@ -72,14 +81,17 @@ USE: dict[str, tuple[list[str], list[str]]] = {
 PROCESSES = ("trainer/ddp.yaml", "trainer/fsdp.yaml", "trainer/slurm.yaml")
 """They start processes of their own: here they are parsed; tests of many processes and a GPU run them."""
 HERE = [name for name in CONFIGS if name not in PROCESSES]
-LIGHT = [name for name in HERE if not name.startswith("model/")]
-"""A few batches of the large encoders are enough: the base configurations run whole epochs."""
+LIGHT = [name for name in HERE if not name.startswith(("model/", "probe_"))]
+"""A few batches of the large encoders and the probes are enough: the base configurations run whole epochs."""
 STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
+"""Studies that run whole on the tiny cohort, and their arms."""
+LARGE = {"fibrosis_two_stage.yaml": 13, "mask_injection.yaml": 9}
+"""Studies of many arms, and how many: their cells are parsed here, their smoke variants run in the long tests."""
 
 
 def test_none_is_forgotten() -> None:
     assert set(CONFIGS) == set(USE), "a new configuration needs an entry in USE: what it is used with"
-    assert set(STUDIES) == set(STUDY_USE), "a new study needs an entry in STUDY_USE"
+    assert set(STUDIES) == {*STUDY_USE, *LARGE}, "a new study needs an entry in STUDY_USE or LARGE"
     assert shipped_names() == CONFIGS, "what the error message lists"
 
 
@@ -178,7 +190,7 @@ def test_the_arms_differ_in_the_mask_alone(tiny_cohort: Tiny, tmp_path: Path) ->
     }
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", STUDY_USE)
 def test_studies_run_to_the_end(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
     study = Study.load(ROOT / "studies" / name)
     small = {
@@ -197,3 +209,57 @@ def test_studies_run_to_the_end(name: str, tiny_cohort: Tiny, tmp_path: Path) ->
         if run.identity().role == "classifier":
             assert rows["quality"].notna().all(), "a direct arm is shown by bands of segmentation quality as well"
     assert run_study(study, tiny_cohort.cohort, tiny_cohort.splits, tmp_path, store, small) == []
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Cohort and split of patients with stiffness and histology: trained by one, tested by the other."""
+    folder = tmp_path_factory.mktemp("measured")
+    cohort = folder / "cohort.parquet"
+    # every patient of the tiny cohort twice, as smoke variants take whole batches
+    frame = frame_of(folder, tuple(f"P{number:02d}" for number in range(1, 25)))
+    frame["metavir"] = [4 if value > 12 else 1 for value in frame["lsm_kpa"]]
+    frame["official_split"] = ["test" if int(patient[1:]) % 6 in (3, 4) else "train" for patient in frame["patient_id"]]
+    Cohort(frame, folder, str(cohort)).save(cohort)
+    splits = folder / "splits.json"
+    make_splits(Cohort.load(cohort), "lsm>12", 2, 0, test_rule="metavir>=3", official=True).save(splits)
+    return cohort, splits
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_studies_mean_what_they_say(name: str, measured: tuple[Path, Path], tmp_path: Path) -> None:
+    study = Study.load(ROOT / "studies" / name)
+    assert len(study.arms) == LARGE[name]
+    assert [arm.name for arm in Study.load(ROOT / "studies" / name, smoke=True).arms] == [a.name for a in study.arms]
+    cohort, splits = measured
+    places = Places.of(cohort, splits, tmp_path, None)
+    resolver = Resolver()
+    _, cells = cells_of(study, folds=1)
+    seen = {}
+    for cell in (cell for cell in cells if cell.seed == study.seeds[0]):
+        resolved = resolver.resolve(words_of_cell(cell, study, places))
+        data, model = resolved["data"]["init_args"], resolved["model"]
+        assert ("Masked" in model["class_path"]) == (data["mask_source"] != "none"), cell.title
+        assert (data["perturbation"] is None) == (data["mask_source"] != "perturbed"), cell.title
+        key = (
+            model["init_args"]["network"]["init_args"]["backbone"],
+            data["mask_source"],
+            cell.arm.role,
+            data["target"],
+        )
+        seen[cell.arm.name] = (*key, tuple(model["init_args"]["network"]["init_args"]["mask_injection"]))
+    assert len(set(seen.values())) == LARGE[name], "no two arms are the same"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_smoke_variants_end_in_a_report_with_all_arms(name: str, measured: tuple[Path, Path], tmp_path: Path) -> None:
+    cohort, splits = measured
+    words = ["run", str(ROOT / "studies" / name), "--smoke", "--cohort", str(cohort), "--splits", str(splits)]
+    assert main(["grid", *words, "--runs", str(tmp_path), "--cores", "2"]) == 0
+    study = Study.load(ROOT / "studies" / name, smoke=True)
+    comparison = tmp_path / study.name / "comparison"
+    found = json.loads((comparison / "comparison.json").read_text())
+    arms = {arm["arm"] for family in found["families"] for arm in family["arms"]}
+    assert arms >= {arm.name for arm in study.arms}
+    assert (comparison / "report.html").is_file()
