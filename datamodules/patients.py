@@ -162,7 +162,7 @@ class PatientDataModule(CohortDataModule):
     def class_counts(self) -> list[int]:
         """Training items of each class."""
         classes = self.item_classes("train")
-        return [classes.count(label) for label in range(len(self.rule.class_names))]
+        return [classes.count(label) for label in range(len(self.class_names))]
 
     def balanced_classes(self) -> Sequence[int] | None:
         """See ``CohortDataModule``."""

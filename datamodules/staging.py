@@ -65,7 +65,7 @@ class StagingDataModule(PatientDataModule):
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, sequences, rule, None, mask_source, masks,
-            batch_size, workers, augmentation, perturbation,
+            batch_size, workers, augmentation, perturbation=perturbation,
         )  # fmt: skip
         self._items: dict[Part, list[Examination]] = {}
         self._by_scan_id: dict[str, Examination] = {}

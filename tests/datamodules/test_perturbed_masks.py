@@ -51,7 +51,7 @@ def test_the_record_holds_the_dice_of_the_mask_in_use(tiny_cohort: Tiny, tmp_pat
 
 
 def test_the_batch_holds_the_worse_mask(tiny_cohort: Tiny, tmp_path: Path) -> None:
-    def masks(source: str, **options: Any) -> Any:
+    def masks(source: Any, **options: Any) -> Any:
         data = ClassificationDataModule(
             cohort=str(tiny_cohort.cohort), splits=str(tiny_cohort.splits), store=str(tmp_path), preprocessing=GRID,
             mask_source=source, batch_size=4, **options,
