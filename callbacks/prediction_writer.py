@@ -60,11 +60,13 @@ class PredictionWriter(Callback):
 
     def _keep(self, trainer: Trainer, outputs: Any, part: Part) -> None:
         datamodule = datamodule_of(trainer)
-        rows = classification_rows(outputs["logits"], outputs["scan_id"], outputs["threshold"])
+        temperature = outputs["temperature"]
+        rows = classification_rows(outputs["logits"], outputs["scan_id"], outputs["threshold"], temperature)
         for row, empty in zip(rows, outputs["empty_mask"].tolist(), strict=True):
             facts = datamodule.facts(row["scan_id"], part)
             # extra columns of a record begin with x_
-            self._rows[row["scan_id"]] = {**row, **facts, "part": part, "x_empty_mask": bool(empty)}
+            extra = {"x_empty_mask": bool(empty), "x_temperature": temperature}
+            self._rows[row["scan_id"]] = {**row, **facts, "part": part, **extra}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test part."""
@@ -78,20 +80,24 @@ class PredictionWriter(Callback):
             write_rows(list(rows.values()), path, RunDirectory(trainer.default_root_dir).identity())
 
 
-def classification_rows(logits: Tensor, scan_ids: Sequence[str], threshold: float) -> list[dict[str, Any]]:
+def classification_rows(
+    logits: Tensor, scan_ids: Sequence[str], threshold: float, temperature: float = 1.0
+) -> list[dict[str, Any]]:
     """Columns of the record that come from the network.
 
     Args:
-        logits: Shape (B, 1) for two classes, (B, classes) for more.
+        logits: Class logits, shape (B, 1) for two classes, (B, classes) for more.
         scan_ids: One id for each item.
         threshold: Probability from which a patient counts as positive; only for two classes.
+        temperature: Divides the logits before they become probabilities.
 
     Returns:
-        ``prob``, ``logit`` and ``threshold``, or ``prob_k`` and ``logit_k``, and ``scan_id``, for each item.
+        ``prob``, ``logit`` and ``threshold``, or ``prob_k`` and ``logit_k``, and ``scan_id``, for each item. The
+        logits are as the network gave them, not divided.
     """
     values = logits.detach().float().cpu().numpy()
     rows: list[dict[str, Any]] = []
-    for scan_id, logit, probability in zip(scan_ids, values, probabilities(values), strict=True):
+    for scan_id, logit, probability in zip(scan_ids, values, probabilities(values, temperature), strict=True):
         if len(logit) == 1:
             row = {"prob": float(probability[1]), "logit": float(logit[0]), "threshold": threshold}
         else:

@@ -142,7 +142,9 @@ def flat(value: Any, key: str, where: str) -> Iterator[Given]:
     """
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
-            yield from flat(item, f"{key}.{name}" if key else str(name), where)
+            # 'callbacks+' adds to a list
+            name = str(name).rstrip("+")
+            yield from flat(item, f"{key}.{name}" if key else name, where)
     else:
         yield Given(key, value, where)
 

@@ -25,7 +25,7 @@ from lightning_modules.classification import PatientClassifier
 
 
 def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | None, out: Path) -> int:
-    """Write ``predictions.csv``: one row per patient (and visit), with probabilities and the run's threshold.
+    """Write ``predictions.csv``: one row per patient (and visit), with probabilities, threshold and temperature.
 
     Args:
         run: A trained classifier's run directory.
@@ -70,10 +70,11 @@ def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | No
             continue
         with torch.inference_mode():
             logits, empty = module.class_logits(batch)
-        row = classification_rows(logits, [item.scan_id], float(module.threshold))[0]
+        temperature = float(module.temperature)
+        row = classification_rows(logits, [item.scan_id], float(module.threshold), temperature)[0]
         first = item.present_scans[0]
         facts = {"patient_id": item.patient_id, "scan_id": item.scan_id, "source": first.source, "visit": first.visit}
-        rows.append({**facts, **row, "empty_mask": bool(empty[0])})
+        rows.append({**facts, **row, "temperature": temperature, "empty_mask": bool(empty[0])})
     if rows:
         with atomic_path(out / "predictions.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)

@@ -24,6 +24,7 @@ from datamodules.images import Volume
 from datamodules.preprocessing import Preprocessing, preprocess
 from experiments.inference import Inference, mirror_axes_of
 from experiments.precision import best_precision
+from lightning_modules.networks.initial_weights import without_initial_weights
 from lightning_modules.segmentation import SegmentationModule
 
 PLAIN = Inference()
@@ -201,11 +202,12 @@ def load_weights(module: LightningModule, path: Path) -> None:
 
 
 def module_of(config: dict[str, Any]) -> LightningModule:
-    """Build the learning module that a saved configuration describes, with fresh weights."""
+    """Build the learning module that a saved configuration describes, with random weights and without reading any."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parsed = parser.parse_object({"model": config["model"]})
-    module = parser.instantiate_classes(parsed).model
+    with without_initial_weights():
+        module = parser.instantiate_classes(parsed).model
     if not isinstance(module, LightningModule):
         raise InputError("model: is not a LightningModule; set model.class_path")
     return module

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Iterable
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 from datamodules.batch import Batch
 from datamodules.errors import InputError
 from lightning_modules.losses.classification import BalancedCELoss, ClassificationLoss, WeightedBCELoss
-from lightning_modules.metrics.operating_point import youden_threshold
+from lightning_modules.metrics.calibration import Calibration, fit_temperature
+from lightning_modules.metrics.operating_point import choose_threshold
+from lightning_modules.mixup import mix
+from lightning_modules.parameter_groups import layered_groups
 from lightning_modules.task import Schedule, TaskModule, adamw, gather_by_id
 
 
@@ -26,19 +30,25 @@ class ClassificationOutput(TypedDict):
         empty_mask: bool, shape (B,): the mask that the arm was given held no liver.
         scan_id: The scans' ids.
         threshold: Probability from which a patient counts as positive, chosen on validation patients.
+        temperature: By which the logits are divided for probabilities, chosen on validation patients; the
+            logits here are not divided yet.
     """
 
     logits: Tensor
     empty_mask: Tensor
     scan_id: list[str]
     threshold: float
+    temperature: float
+
+
+DEFAULT_CALIBRATION = Calibration()
 
 
 class PatientClassifier(TaskModule):
     """Classify patients; subclasses say what their network may see.
 
-    The threshold is chosen on validation patients after each validation (Youden's J) and travels in
-    the checkpoint, so ``test`` uses the one that belongs to the weights.
+    Temperature and threshold are chosen on the validation patients after each validation within training, and
+    travel in the checkpoint, so ``test`` and ``predict`` use those that belong to the weights.
 
     Args:
         classes: Number of classes; two use one logit.
@@ -48,12 +58,18 @@ class PatientClassifier(TaskModule):
         warmup: See ``TaskModule``.
         loss: Of logits (B, outputs) and classes (B,); it says how many logits the network gives and what they mean.
             Where not given, binary cross-entropy for two classes, else cross-entropy.
+        calibration: How temperature and threshold are chosen.
+        mixup: Alpha of mixup in training, see ``mix``; 0 for none.
+        layer_decay: Factor of the learning rate from an encoder's layer to the one before it, in (0, 1], for
+            fine-tuning; see ``layered_groups``.
+        decay_norms: False spares biases and norms the optimiser's weight decay.
 
     Raises:
         ValueError: Fewer than two classes, or a loss that does not suit them.
     """
 
     threshold: Tensor
+    temperature: Tensor
 
     def __init__(
         self,
@@ -63,6 +79,10 @@ class PatientClassifier(TaskModule):
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
         loss: ClassificationLoss | None = None,
+        calibration: Calibration = DEFAULT_CALIBRATION,
+        mixup: float = 0.0,
+        layer_decay: float = 1.0,
+        decay_norms: bool = True,
     ) -> None:
         super().__init__(optimizer, schedule, warmup)
         if classes < 2:
@@ -77,9 +97,31 @@ class PatientClassifier(TaskModule):
         self.classes = classes
         self.loss = loss
         self.expected_outputs = loss.outputs(classes)
+        if classes > 2 and calibration.threshold != "youden":
+            raise ValueError(
+                f"model.init_args.calibration.threshold: {calibration.threshold} is for two classes, the model has "
+                f"{classes}; leave it out"
+            )
+        if mixup < 0:
+            raise ValueError(f"model.init_args.mixup: {mixup} is negative; give 0 for none, or such as 0.2")
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"model.init_args.layer_decay: {layer_decay} does not lie in (0, 1]; 1 is none")
+        self.calibration = calibration
+        self.mixup = mixup
+        self.layer_decay = layer_decay
+        self.decay_norms = decay_norms
         self.register_buffer("threshold", torch.tensor(0.5))
+        self.register_buffer("temperature", torch.tensor(1.0))
+        # torch gives the hook no types
+        self.register_load_state_dict_pre_hook(_without_temperature)  # type: ignore[no-untyped-call]
         self._seen: dict[str, tuple[list[float], int]] = {}
         self._training = True
+
+    def optimized(self) -> Iterable[Any]:
+        """See ``TaskModule``."""
+        if self.layer_decay == 1 and self.decay_norms:
+            return super().optimized()
+        return layered_groups(self, self.layer_decay, self.decay_norms)
 
     def check_outputs(self, outputs: int) -> None:
         """Refuse a network whose logits the loss would misread.
@@ -123,7 +165,6 @@ class PatientClassifier(TaskModule):
             self.loss.set_counts(datamodule.class_counts())
         except ValueError as error:
             raise InputError(f"model.init_args.loss: {error}") from error
-        self.loss.to(self.device)
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and logits of one batch."""
@@ -139,7 +180,12 @@ class PatientClassifier(TaskModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch of patients."""
-        loss, _ = self._shared_step(batch)
+        if self.mixup > 0:
+            mixed, partners, share = mix(batch, self.mixup, getattr(self.network, "ways", ()))
+            loss, logits = self._shared_step(mixed)
+            loss = share * loss + (1 - share) * self.loss(logits, partners)
+        else:
+            loss, _ = self._shared_step(batch)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["scan_id"]), sync_dist=True)
         return loss
 
@@ -153,10 +199,8 @@ class PatientClassifier(TaskModule):
         return self._output(logits, empty_mask, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log metrics over all validation patients and choose the threshold."""
-        pooled = self._pooled("valid")
-        if pooled is not None and self.classes == 2:
-            self.threshold.fill_(youden_threshold(*pooled))
+        """Log metrics over all validation patients; within training, choose temperature and threshold first."""
+        self._pooled("valid", choose=self._training)
 
     def test_step(self, batch: Batch, batch_idx: int) -> ClassificationOutput:
         """Collect each patient's logits, and hand them to the callbacks."""
@@ -173,8 +217,13 @@ class PatientClassifier(TaskModule):
         return self._output(logits, empty_mask, batch)
 
     def _output(self, logits: Tensor, empty_mask: Tensor, batch: Batch) -> ClassificationOutput:
-        threshold = float(self.threshold)
-        return {"logits": logits, "empty_mask": empty_mask, "scan_id": batch["scan_id"], "threshold": threshold}
+        return {
+            "logits": logits,
+            "empty_mask": empty_mask,
+            "scan_id": batch["scan_id"],
+            "threshold": float(self.threshold),
+            "temperature": float(self.temperature),
+        }
 
     def _collect(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, empty_mask = self.class_logits(batch)
@@ -182,21 +231,40 @@ class PatientClassifier(TaskModule):
             self._seen[scan_id] = (row, int(target))
         return logits, empty_mask
 
-    def _pooled(self, part: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Targets and probabilities over all ranks, each patient once; logs their metrics."""
+    def _pooled(self, part: str, choose: bool = False) -> None:
+        """Log metrics over all ranks' patients, each once; choose temperature and threshold on them if asked.
+
+        ``loss`` is that of the logits as they are, ``loss_scaled`` that of the probabilities in the record.
+        """
         seen = gather_by_id(self._seen)
         self._seen = {}
         if not seen:
-            return None
+            return
         target = np.array([row[1] for row in seen.values()])
-        probability = probabilities(np.array([row[0] for row in seen.values()]))
-        for name, value in patient_metrics(target, probability).items():
+        logits = np.array([row[0] for row in seen.values()])
+        metrics = patient_metrics(target, probabilities(logits))
+        if choose and self.calibration.temperature:
+            self.temperature.fill_(fit_temperature(target, logits))
+        scaled = probabilities(logits, float(self.temperature))
+        if choose and self.classes == 2:
+            rule = self.calibration
+            self.threshold.fill_(choose_threshold(target, scaled, rule.threshold, rule.value))
+        if self.calibration.temperature:
+            metrics["loss_scaled"] = patient_metrics(target, scaled)["loss"]
+            metrics["temperature"] = float(self.temperature)
+        for name, value in metrics.items():
             self.log(f"{part}/{name}", value, logger=part == "test" or self._training)
-        return target, probability
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Class probabilities, shape (N, classes), from logits of shape (N, 1) or (N, classes)."""
+def _without_temperature(module: PatientClassifier, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints from before temperature scaling have none."""
+    state.setdefault(f"{prefix}temperature", torch.tensor(1.0))
+
+
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Class probabilities, shape (N, classes), from class logits (N, 1) or (N, classes) divided by the temperature."""
+    if temperature != 1.0:
+        logits = logits / temperature
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))

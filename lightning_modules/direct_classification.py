@@ -6,8 +6,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.classification import PatientClassifier
+from lightning_modules.classification import DEFAULT_CALIBRATION, PatientClassifier
 from lightning_modules.losses.classification import ClassificationLoss
+from lightning_modules.metrics.calibration import Calibration
 from lightning_modules.networks.patient_network import PatientNetwork
 from lightning_modules.task import Schedule, adamw
 
@@ -23,6 +24,10 @@ class DirectClassificationModule(PatientClassifier):
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
         loss: See ``PatientClassifier``.
+        calibration: See ``PatientClassifier``.
+        mixup: See ``PatientClassifier``.
+        layer_decay: See ``PatientClassifier``.
+        decay_norms: See ``PatientClassifier``.
 
     Raises:
         ValueError: The network takes a mask in, or a batch holds one; or its logits do not suit the loss.
@@ -37,8 +42,14 @@ class DirectClassificationModule(PatientClassifier):
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
         loss: ClassificationLoss | None = None,
+        calibration: Calibration = DEFAULT_CALIBRATION,
+        mixup: float = 0.0,
+        layer_decay: float = 1.0,
+        decay_norms: bool = True,
     ) -> None:
-        super().__init__(classes, positive_weight, optimizer, schedule, warmup, loss)
+        super().__init__(
+            classes, positive_weight, optimizer, schedule, warmup, loss, calibration, mixup, layer_decay, decay_norms
+        )
         if network.uses_mask:
             raise ValueError(
                 f"mask_injection={list(network.ways)}: a direct arm sees no mask; use MaskedClassificationModule"

@@ -6,8 +6,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.classification import PatientClassifier
+from lightning_modules.classification import DEFAULT_CALIBRATION, PatientClassifier
 from lightning_modules.losses.classification import ClassificationLoss
+from lightning_modules.metrics.calibration import Calibration
 from lightning_modules.networks.patient_network import PatientNetwork
 from lightning_modules.task import Schedule, adamw
 
@@ -23,6 +24,10 @@ class MaskedClassificationModule(PatientClassifier):
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
         loss: See ``PatientClassifier``.
+        calibration: See ``PatientClassifier``.
+        mixup: See ``PatientClassifier``.
+        layer_decay: See ``PatientClassifier``.
+        decay_norms: See ``PatientClassifier``.
 
     Raises:
         ValueError: The network takes no mask in, or a batch holds none; or its logits do not suit the loss.
@@ -37,8 +42,14 @@ class MaskedClassificationModule(PatientClassifier):
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
         loss: ClassificationLoss | None = None,
+        calibration: Calibration = DEFAULT_CALIBRATION,
+        mixup: float = 0.0,
+        layer_decay: float = 1.0,
+        decay_norms: bool = True,
     ) -> None:
-        super().__init__(classes, positive_weight, optimizer, schedule, warmup, loss)
+        super().__init__(
+            classes, positive_weight, optimizer, schedule, warmup, loss, calibration, mixup, layer_decay, decay_norms
+        )
         if not network.uses_mask:
             raise ValueError("mask_injection is empty: a masked arm needs a way of the mask in, such as [multiply]")
         self.network = network

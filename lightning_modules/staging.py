@@ -6,8 +6,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batch import Batch
-from lightning_modules.classification import PatientClassifier
+from lightning_modules.classification import DEFAULT_CALIBRATION, PatientClassifier
 from lightning_modules.losses.classification import ClassificationLoss
+from lightning_modules.metrics.calibration import Calibration
 from lightning_modules.networks.sequence_fusion import SequenceFusionClassifier
 from lightning_modules.task import Schedule, adamw
 
@@ -22,6 +23,7 @@ class StagingModule(PatientClassifier):
         schedule: See ``TaskModule``.
         warmup: See ``TaskModule``.
         loss: See ``PatientClassifier``; ``losses.ordinal`` has those that know that stages are ordered.
+        calibration: See ``PatientClassifier``.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class StagingModule(PatientClassifier):
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
         loss: ClassificationLoss | None = None,
+        calibration: Calibration = DEFAULT_CALIBRATION,
     ) -> None:
-        super().__init__(classes, 1.0, optimizer, schedule, warmup, loss)
+        super().__init__(classes, 1.0, optimizer, schedule, warmup, loss, calibration)
         self.network = network
         self.check_outputs(network.outputs)
 

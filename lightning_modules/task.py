@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
@@ -45,6 +46,14 @@ class TaskModule(LightningModule):
         self.schedule: Schedule = schedule
         self.warmup = warmup
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TaskModule:
+        """A copy that shares what makes the optimiser: it may hold the command line's parser, which has no copy."""
+        memo[id(self.optimizer_factory)] = self.optimizer_factory
+        made: TaskModule = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that a checkpoint is never loaded into another one."""
         checkpoint["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -59,9 +68,15 @@ class TaskModule(LightningModule):
         if loss is not None and not bool(torch.isfinite(loss)):
             raise ValueError("the training loss is not finite: training has diverged; lower the learning rate")
 
+    def optimized(self) -> Iterable[Any]:
+        """All trainable parameters, or groups of them; a group's ``lr_scale`` is multiplied onto its rate."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over all trainable parameters, and its schedule by step."""
-        optimizer = self.optimizer_factory(parameter for parameter in self.parameters() if parameter.requires_grad)
+        optimizer = self.optimizer_factory(self.optimized())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
 
         def rate(step: int) -> float:

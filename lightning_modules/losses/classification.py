@@ -120,11 +120,15 @@ class WeighedByClass(ClassificationLoss):
                 f"model.init_args.loss.init_args.class_weights: has {len(self.class_weights)} weights for {classes} "
                 "classes; give one a class"
             )
+        if self.needs_counts and self.class_weights is None:
+            # room for what set_counts gives: callbacks that copy the module's buffers want them to be there
+            self.class_weights = torch.ones(classes)
         return super().outputs(classes)
 
     def set_counts(self, counts: Sequence[int]) -> None:
         """Weigh each class by :func:`class_balanced_weights`."""
-        self.class_weights = torch.tensor(class_balanced_weights(counts, self.beta))
+        weights = torch.tensor(class_balanced_weights(counts, self.beta))
+        self.class_weights = weights if self.class_weights is None else weights.to(self.class_weights)
 
 
 class BalancedCELoss(WeighedByClass):

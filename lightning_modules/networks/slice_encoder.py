@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks.backbones import unknown_backbone
+from lightning_modules.networks.initial_weights import initial_weights_wanted
 from lightning_modules.networks.mask_injection import MaskGate, resize_mask
 
 
@@ -29,10 +30,11 @@ class SliceEncoder(nn.Module):
             instead of downloading.
         gate: Gate each stage's maps by the mask.
         initial_pass: Share of the outside that a gate lets pass at the start.
+        freeze: Train nothing of the backbone; its batch norms and dropout stay as in evaluation. Gates are trained.
 
     Raises:
-        ValueError: Unknown backbone, weights that cannot be had or do not fit, or a backbone that
-            cannot be gated.
+        ValueError: Unknown backbone, frozen random weights, weights that cannot be had or do not fit, or a
+            backbone that cannot be gated.
     """
 
     def __init__(
@@ -43,8 +45,16 @@ class SliceEncoder(nn.Module):
         weights_file: str | Path | None = None,
         gate: bool = False,
         initial_pass: float = 0.5,
+        freeze: bool = False,
     ) -> None:
         super().__init__()
+        if not initial_weights_wanted():
+            pretrained, weights_file = False, None
+        elif freeze and not pretrained and weights_file is None:
+            raise ValueError(
+                f"freeze: the weights of {backbone} would stay random; set pretrained: true or weights_file, or leave "
+                "freeze out"
+            )
         # timm takes seconds to import
         from timm.models._features import FeatureListNet
 
@@ -58,6 +68,39 @@ class SliceEncoder(nn.Module):
         self.channels_last_output = str(getattr(self.backbone, "output_fmt", "NCHW")).upper().endswith("NHWC")
         self.gates = nn.ModuleList(MaskGate(n, initial_pass) for n in self.channels) if gate and self.is_chain else None
         self.gated = gate
+        self.frozen = freeze
+        if freeze:
+            for layer in self.layers():
+                for parameter in layer:
+                    parameter.requires_grad_(False)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> SliceEncoder:
+        """Set training or evaluation mode; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The backbone's parameters, the input's first: one layer a stage, of a vision transformer one a block.
+
+        Gates are left out: they are new, and always trained.
+        """
+        new = {id(p) for module in self.modules() if isinstance(module, MaskGate) for p in module.parameters()}
+        found: list[list[nn.Parameter]] = [[]]
+        if self.is_chain:
+            for name, module in self.backbone.items():
+                found[-1] += module.parameters()
+                if name in self.backbone.return_layers:
+                    found.append([])
+        else:
+            model = getattr(self.backbone, "model", self.backbone)
+            found += [list(block.parameters()) for block in getattr(model, "blocks", ())]
+            held = {id(p) for layer in found for p in layer}
+            found[0] = [p for p in self.backbone.parameters() if id(p) not in held]
+        kept = [[p for p in layer if id(p) not in new] for layer in found]
+        return [layer for layer in kept if layer]
 
     def forward(self, slices: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Encode.

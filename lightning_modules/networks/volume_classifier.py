@@ -43,6 +43,7 @@ class SliceClassifier(PatientNetwork):
         dropout: Before the classifier.
         crop_margin: Voxels left around the liver by ``crop``.
         initial_pass: Share of the outside that a gate lets pass at the start.
+        freeze: Train nothing of the backbone, only what comes after it (and gates); see ``SliceEncoder``.
 
     Raises:
         ValueError: An unknown name, or weights that cannot be had.
@@ -62,6 +63,7 @@ class SliceClassifier(PatientNetwork):
         dropout: float = 0.0,
         crop_margin: int = 8,
         initial_pass: float = 0.5,
+        freeze: bool = False,
     ) -> None:
         super().__init__()
         self.ways = check_ways(mask_injection)
@@ -73,7 +75,9 @@ class SliceClassifier(PatientNetwork):
         self.neighbours = neighbours
         self.injection = InputInjection(self.ways, crop_margin)
         channels = (in_channels + self.injection.extra_channels) * (2 * neighbours + 1)
-        self.encoder = SliceEncoder(backbone, channels, pretrained, weights_file, "gate" in self.ways, initial_pass)
+        self.encoder = SliceEncoder(
+            backbone, channels, pretrained, weights_file, "gate" in self.ways, initial_pass, freeze
+        )
         features = self.encoder.channels[-1]
         self.pool = AttentionPool(features) if pooling == "attention" or "attention" in self.ways else None
         self.aggregate = slice_aggregation(aggregation, features, classes, dropout)

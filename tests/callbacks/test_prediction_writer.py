@@ -41,6 +41,7 @@ def write_from(rank: int, cohort: str, splits: str, folder: str, scans: list[str
             "logits": torch.tensor([[LOGITS[scan]] for scan in ids]),
             "scan_id": ids,
             "threshold": 0.4,
+            "temperature": 1.0,
             "empty_mask": torch.tensor([scan == "P09_T2W" for scan in ids]),
         }
         writer.on_test_batch_end(trainer, None, outputs, None, 0)  # type: ignore[arg-type]  # the module is not asked

@@ -71,6 +71,16 @@ USE: dict[str, tuple[list[str], list[str]]] = {
         [PREPROCESSING[0], PREPROCESSING[1].replace("24, 24", "32, 32")],
     ),
     "model/swin_tiny.yaml": (["direct", "model/swin_tiny"], PREPROCESSING),
+    "training/balanced.yaml": (["direct", "training/balanced"], SMALL_CLASSIFIER),
+    "training/early_stopping.yaml": (["direct", "training/early_stopping"], SMALL_CLASSIFIER),
+    "training/ema.yaml": (["direct", "training/ema"], SMALL_CLASSIFIER),
+    # nothing is downloaded in tests
+    "training/fine_tune.yaml": (
+        ["direct", "training/fine_tune"],
+        [*SMALL_CLASSIFIER, "--model.init_args.network.init_args.pretrained", "false"],
+    ),
+    "training/focal.yaml": (["direct", "training/focal"], SMALL_CLASSIFIER),
+    "training/smooth_mixup.yaml": (["masked_attention_resnet", "training/smooth_mixup"], SMALL_CLASSIFIER),
     "trainer/laptop.yaml": (["direct", "trainer/laptop"], SMALL_CLASSIFIER),
     "trainer/quick.yaml": (["segmentation", "trainer/quick"], [*SMALL_SEGMENTER, *WINDOW]),
     "trainer/gpu.yaml": (["direct", "trainer/gpu"], [*SMALL_CLASSIFIER, "--data.init_args.workers", "0"]),
@@ -81,8 +91,9 @@ USE: dict[str, tuple[list[str], list[str]]] = {
 PROCESSES = ("trainer/ddp.yaml", "trainer/fsdp.yaml", "trainer/slurm.yaml")
 """They start processes of their own: here they are parsed; tests of many processes and a GPU run them."""
 HERE = [name for name in CONFIGS if name not in PROCESSES]
-LIGHT = [name for name in HERE if not name.startswith(("model/", "probe_"))]
-"""A few batches of the large encoders and the probes are enough: the base configurations run whole epochs."""
+LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_"))]
+"""A few batches of the large encoders, of what changes training and of the probes are enough: the base configurations
+run whole epochs."""
 STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
 """Studies that run whole on the tiny cohort, and their arms."""
 LARGE = {"fibrosis_two_stage.yaml": 13, "mask_injection.yaml": 9}
@@ -158,7 +169,7 @@ def test_overlays_are_short_and_say_how_they_are_used() -> None:
     for name in CONFIGS:
         text = (ROOT / "configs" / name).read_text(encoding="ascii")
         assert text.startswith("#"), f"{name}: begins with what it is for"
-        if name.split("/")[0] in ("data", "model", "trainer"):
+        if name.split("/")[0] in ("data", "model", "trainer", "training"):
             assert len(text.splitlines()) <= 25, name
             assert "hepastage fit -c" in text and f"-c {name.removesuffix('.yaml')}" in text, name
 

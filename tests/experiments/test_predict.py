@@ -278,8 +278,9 @@ def test_new_patients_get_the_probabilities_of_the_test(
     for scan_id in tested.index.tolist():
         new, row = rows.loc[scan_id], tested.loc[scan_id]
         assert new["logit"] == pytest.approx(row["logit"], abs=2e-3), "the store keeps 16 bits"
-        assert new["prob"] == pytest.approx(float(expit(new["logit"])), abs=1e-6)
+        assert new["prob"] == pytest.approx(float(expit(new["logit"] / new["temperature"])), abs=1e-6)
         assert new["threshold"] == pytest.approx(row["threshold"])
+        assert new["temperature"] == row["x_temperature"]
 
 
 def test_an_arm_that_sees_a_mask_asks_for_one(

@@ -18,7 +18,9 @@ from lightning_modules.direct_classification import DirectClassificationModule
 from lightning_modules.losses.classification import FocalLoss, WeightedBCELoss
 from lightning_modules.losses.ordinal import CornLoss, corn_probabilities
 from lightning_modules.masked_classification import MaskedClassificationModule
+from lightning_modules.metrics.calibration import Calibration, fit_temperature
 from lightning_modules.metrics.operating_point import youden_threshold
+from lightning_modules.mixup import mix
 from lightning_modules.networks.volume_classifier import SliceClassifier
 
 
@@ -124,8 +126,8 @@ def test_youdens_threshold_without_two_classes() -> None:
 class Fixed(PatientClassifier):
     """Says the batch's own logits."""
 
-    def __init__(self, classes: int = 2, positive_weight: float = 1.0) -> None:
-        super().__init__(classes, positive_weight)
+    def __init__(self, classes: int = 2, positive_weight: float = 1.0, **options: Any) -> None:
+        super().__init__(classes, positive_weight, **options)
         self.weight = nn.Parameter(torch.zeros(()))
 
     def outputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +149,7 @@ def test_a_target_beyond_the_classes() -> None:
 
 
 def test_the_threshold_is_chosen_on_validation_and_travels_in_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = Fixed()
+    module = Fixed(calibration=Calibration(temperature=False))
     logged: dict[str, float] = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     assert float(module.threshold) == 0.5
@@ -232,3 +234,90 @@ def test_balanced_weights_are_taken_from_the_training_part() -> None:
     trainer.datamodule = Counting([30, 0])  # type: ignore[attr-defined]  # as above
     with pytest.raises(InputError, match="no training patient"):
         module.on_fit_start()
+
+
+def test_the_temperature_is_chosen_on_validation_and_used_on_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Fixed()
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    logits, target = torch.tensor([[4.0], [8.0], [-6.0], [5.0]]), torch.tensor([0, 1, 0, 1])
+    ids = ["a", "b", "c", "d"]
+    module.validation_step(batch(image=logits, target=target, scan_id=ids), 0)
+    module.on_validation_epoch_end()
+    temperature = float(module.temperature)
+    assert temperature == pytest.approx(fit_temperature(target.numpy(), logits.numpy()), rel=1e-5)
+    assert temperature > 1
+    assert logged["valid/temperature"] == temperature
+    assert logged["valid/loss_scaled"] < logged["valid/loss"], "the loss without it stays what it was"
+    assert logged["valid/loss"] == pytest.approx(log_loss(target, expit(logits[:, 0].double())), rel=1e-6)
+    # the threshold is a probability, so it belongs to the scaled ones
+    assert float(expit(4.0 / temperature)) < float(module.threshold) < float(expit(5.0 / temperature))
+    output = module.test_step(batch(image=torch.tensor([[9.0], [1.0]])), 0)
+    assert output["temperature"] == temperature and output["logits"].tolist() == [[9.0], [1.0]], "logits stay raw"
+    again = Fixed()
+    again.load_state_dict(module.state_dict())
+    assert float(again.temperature) == temperature
+    older = {name: value for name, value in module.state_dict().items() if name != "temperature"}
+    fresh = Fixed()
+    fresh.load_state_dict(older)
+    assert float(fresh.temperature) == 1.0, "a checkpoint from before has none"
+
+
+def test_a_validation_after_training_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Fixed()
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    module.threshold.fill_(0.3)
+    module.temperature.fill_(2.0)
+    module._training = False
+    output = module.validation_step(batch(image=torch.tensor([[5.0], [-5.0]])), 0)
+    module.on_validation_epoch_end()
+    assert float(module.threshold) == pytest.approx(0.3) and float(module.temperature) == 2.0
+    assert output["threshold"] == pytest.approx(0.3)
+
+
+def test_a_threshold_rule_for_more_than_two_classes() -> None:
+    with pytest.raises(ValueError, match=r"calibration\.threshold: sensitivity is for two classes, the model has 3"):
+        Fixed(classes=3, calibration=Calibration(threshold="sensitivity", value=0.9))
+
+
+def test_mixup_keeps_to_each_patients_own_liver() -> None:
+    torch.manual_seed(0)
+    masks = torch.zeros(2, 1, 8, 8, 3)
+    masks[0, :, :3] = 1
+    masks[1, :, 5:] = 1
+    made = batch(image=torch.ones(2, 1, 8, 8, 3) * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1, 1), mask=masks)
+    for _ in range(6):
+        mixed, partners, share = mix(made, 0.5, ("multiply", "gate"))
+        if partners.tolist() == [1, 0]:
+            break
+    assert partners.tolist() == [1, 0] and 0 <= share <= 1
+    first = mixed["image"][0, 0, :, 0, 0]
+    torch.testing.assert_close(first, torch.tensor([share] * 3 + [0.0] * 2 + [2 * (1 - share)] * 3))
+    assert torch.equal(mixed["mask"][0], masks.amax(0)), "both livers are seen"
+    assert torch.equal(mixed["target"], made["target"])
+    unmasked, _, other = mix(batch(image=made["image"]), 0.5)
+    assert "mask" not in unmasked and unmasked["image"].min() >= 1 - 1e-6 and 0 <= other <= 1
+
+
+def test_mixup_mixes_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = DirectClassificationModule(network(), mixup=1.0).train()
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    made = batch()
+    shared = made["image"]
+
+    def fixed_mix(given: Batch, alpha: float, ways: tuple[str, ...]) -> tuple[Batch, torch.Tensor, float]:
+        assert (alpha, ways) == (1.0, ())
+        return given, given["target"].flip(0), 0.75
+
+    monkeypatch.setattr("lightning_modules.classification.mix", fixed_mix)
+    monkeypatch.setattr(module.network, "forward", lambda image, mask: network().forward(image, mask))
+    torch.manual_seed(0)
+    found = module.training_step(batch(image=shared), 0)
+    torch.manual_seed(0)
+    logits, _ = module.outputs(batch(image=shared))
+    target = made["target"]
+    expected = 0.75 * module.loss(logits, target) + 0.25 * module.loss(logits, target.flip(0))
+    torch.testing.assert_close(found, expected)
+    for options in ({"mixup": -0.1}, {"layer_decay": 0.0}, {"layer_decay": 1.5}):
+        with pytest.raises(ValueError, match=r"model\.init_args\.(mixup|layer_decay)"):
+            DirectClassificationModule(network(), **options)  # type: ignore[arg-type]  # one name of several
