@@ -12,6 +12,7 @@ liver, so the arm falls back to the direct one for that volume, and it is flagge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own habit
@@ -203,8 +204,8 @@ class MaskGate(nn.Module):
         self.logit = nn.Parameter(torch.full((channels,), float(torch.logit(torch.tensor(initial_pass)))))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Gate features (N, C, H, W) with mask (N, 1, H, W) in [0, 1]; returns (N, C, H, W)."""
-        passed = torch.sigmoid(self.logit).view(1, -1, 1, 1)
+        """Gate features (N, C, *locations) with mask (N, 1, *locations) in [0, 1]; returns the features' shape."""
+        passed = torch.sigmoid(self.logit).view(1, -1, *[1] * (features.ndim - 2))
         return features * (mask + (1 - mask) * passed).to(features.dtype)
 
 
@@ -214,26 +215,28 @@ class AttentionPool(nn.Module):
     Args:
         channels: Channels of the feature maps.
         hidden: Width of the attention's hidden layer.
+        dimensions: 2 for slices, 3 for volumes.
 
     Source: Ilse, Tomczak, Welling 2018, eq. 9 (gated attention), over locations instead of
     instances; with a mask, weights are proportional to the location's share of liver.
     """
 
-    def __init__(self, channels: int, hidden: int = 64) -> None:
+    def __init__(self, channels: int, hidden: int = 64, dimensions: Literal[2, 3] = 2) -> None:
         super().__init__()
-        self.value = nn.Conv2d(channels, hidden, 1)
-        self.gate = nn.Conv2d(channels, hidden, 1)
-        self.score = nn.Conv2d(hidden, 1, 1)
+        convolution = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.value = convolution(channels, hidden, 1)
+        self.gate = convolution(channels, hidden, 1)
+        self.score = convolution(hidden, 1, 1)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pool.
 
         Args:
-            features: Feature maps, shape (N, C, H, W).
-            mask: Share of liver in each location, in [0, 1], shape (N, 1, H, W), or None.
+            features: Feature maps, shape (N, C, *locations).
+            mask: Share of liver in each location, in [0, 1], shape (N, 1, *locations), or None.
 
         Returns:
-            Pooled features (N, C) and the attention (N, H, W), which sums to 1.
+            Pooled features (N, C) and the attention (N, *locations), which sums to 1.
         """
         scores = self.score(torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features)))
         if mask is None:
@@ -245,12 +248,12 @@ def masked_attention_pool(features: Tensor, mask: Tensor, scores: Tensor) -> tup
     """Pool feature maps over the liver with learned attention.
 
     Args:
-        features: Feature maps, shape (N, C, H, W).
-        mask: Share of liver in each location, in [0, 1], shape (N, 1, H, W).
-        scores: Unnormalised attention, shape (N, 1, H, W).
+        features: Feature maps, shape (N, C, H, W), or (N, C, H, W, D) of volumes.
+        mask: Share of liver in each location, in [0, 1], one channel, else the features' shape.
+        scores: Unnormalised attention, shape of the mask.
 
     Returns:
-        Pooled features, shape (N, C), and the weights, shape (N, H, W), zero where the mask is.
+        Pooled features, shape (N, C), and the weights, shape (N, H, W) or (N, H, W, D), zero where the mask is.
         Where a mask is empty, the unmasked mean of that item with even weights.
 
     Raises:
@@ -277,12 +280,14 @@ def resize_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring a mask to a feature map's resolution by area averaging.
 
     Args:
-        mask: Shape (N, 1, I, J), in [0, 1].
-        shape: The map's edges (H, W).
+        mask: Shape (N, 1, I, J), or (N, 1, I, J, K) of volumes, in [0, 1].
+        shape: The map's edges (H, W) or (H, W, D).
 
     Returns:
-        Share of liver in each location, shape (N, 1, H, W). No liver voxel is lost.
+        Share of liver in each location, shape (N, 1, *shape). No liver voxel is lost.
     """
+    if len(shape) == 3:
+        return F.adaptive_avg_pool3d(mask.float(), (int(shape[0]), int(shape[1]), int(shape[2])))
     return F.adaptive_avg_pool2d(mask.float(), (int(shape[0]), int(shape[1])))
 
 
