@@ -15,6 +15,7 @@ from datamodules.base import CohortDataModule
 from datamodules.errors import InputError
 from datamodules.patients import PatientDataModule
 from datamodules.segmentation import SegmentationDataModule
+from datamodules.slices import SliceDataModule
 from datamodules.staging import StagingDataModule
 from experiments.cli_hints import (
     ADVICE,
@@ -34,6 +35,7 @@ from lightning_modules.classification import PatientClassifier
 from lightning_modules.direct_classification import DirectClassificationModule
 from lightning_modules.masked_classification import MaskedClassificationModule
 from lightning_modules.segmentation import SegmentationModule
+from lightning_modules.slice_classification import SliceClassificationModule
 from lightning_modules.staging import StagingModule
 
 WHERE = {"cohort": "data.init_args.cohort"}
@@ -145,6 +147,8 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
             if edges is not None and any(edge % factor for edge, factor in zip(edges, divisor, strict=True))
         ]
     if isinstance(model, StagingModule) != isinstance(datamodule, StagingDataModule):
+        return [does_not_serve(type(datamodule).__name__, type(model).__name__)]
+    if isinstance(model, SliceClassificationModule) != isinstance(datamodule, SliceDataModule):
         return [does_not_serve(type(datamodule).__name__, type(model).__name__)]
     order = getattr(getattr(model, "network", None), "sequences", datamodule.sequences)
     if isinstance(model, StagingModule) and tuple(order) != datamodule.sequences:

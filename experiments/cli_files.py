@@ -18,6 +18,7 @@ MASKED = "lightning_modules.masked_classification.MaskedClassificationModule"
 SERVED = {
     "lightning_modules.segmentation.SegmentationModule": "datamodules.segmentation.SegmentationDataModule",
     "lightning_modules.staging.StagingModule": "datamodules.staging.StagingDataModule",
+    "lightning_modules.slice_classification.SliceClassificationModule": "datamodules.slices.SliceDataModule",
 }
 """Models, and the data that serve them and no other."""
 SHIPPED = {DIRECT, MASKED, *SERVED, *SERVED.values(), "datamodules.classification.ClassificationDataModule"}

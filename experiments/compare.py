@@ -83,6 +83,7 @@ def compare(
     from experiments.compare_holding import add_holding, add_probe_validation
     from experiments.compare_masks import add_mask_points
     from experiments.compare_provenance import run_provenance
+    from experiments.compare_slices import add_slices
     from experiments.compare_strata import add_strata
     from experiments.compare_words import add_sentences
 
@@ -91,9 +92,13 @@ def compare(
             _judge_margin(result, margin)
         add_holding(result, validation, level)
         add_probe_validation(result, validation)
+        for arm in result.family.leaks:
+            # a light is for shortcuts
+            result.result(arm).light = ""
         add_strata(result, min(resamples, 2000), level, seed)
         add_mask_points(result, min(resamples, 2000), level, seed)
         add_sentences(result, level)
+        add_slices(result, min(resamples, 10_000), level, seed)
     studies = sorted({str(value) for value in frame["study"].dropna()}) if "study" in frame else []
     title = ", ".join(studies) or ", ".join(path.stem for path in paths)
     # questions of classification first: segmentation is a means to them
@@ -146,6 +151,8 @@ def _classification(
         )
         if apart:
             found.arms[-1].note = "predicts another target"
+        elif arm in family.leaks:
+            found.arms[-1].note = "leaks on purpose"
     rivals = [arm for arm in order if arm != reference and arm not in family.probes]
     found.differences = _differences(found, engine, rivals, level)
     if family.kind == "binary" and min(found.counts) > 0:

@@ -15,6 +15,8 @@ from datamodules.records import EXTRA_PREFIX, RECORD_COLUMNS, class_columns, rea
 
 RUN = "x_run"
 """Column with the run directory that a row came from; empty for a plain file."""
+LEAK = "x_leak"
+"""True in rows of an arm whose training had slices of its test patients, on purpose."""
 UNKNOWN_SPLIT = "not given"
 _SHOWN = 8
 
@@ -66,7 +68,8 @@ class Family:
         frame: All test rows of the family.
         arms: Names, in alphabetical order.
         patients: Ids in the order of all arrays.
-        probes: Arms that should fail where there is no shortcut.
+        probes: Arms that should fail where there is no shortcut, and those that leak.
+        leaks: Of these, the arms whose training had slices of their test patients, on purpose.
     """
 
     kind: str
@@ -75,6 +78,7 @@ class Family:
     arms: list[str]
     patients: list[str]
     probes: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
 
 
 def load(
@@ -239,9 +243,12 @@ def _family(rows: pd.DataFrame, label: str) -> Family:
         rows = rows.drop(columns=[column for column in class_columns(rows) if int(column[5:]) >= classes])
     arms = sorted(rows["arm"].unique())
     marked = set(rows.loc[rows["role"] == "probe", "arm"]) if "role" in rows else set()
+    # whatever its role says: it must never be the reference, nor win
+    leaks = sorted(set(rows.loc[rows[LEAK].fillna(False).astype(bool), "arm"])) if LEAK in rows else []
+    marked |= set(leaks)
     probes = [arm for arm in arms if arm in marked or arm.rpartition("/")[2].startswith("probe")]
     patients = sorted(rows["patient_id"].unique())
-    return Family(kind, classes, rows, arms, patients, probes)
+    return Family(kind, classes, rows, arms, patients, probes, leaks)
 
 
 def _doubles(frame: pd.DataFrame) -> list[str]:

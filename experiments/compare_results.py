@@ -179,6 +179,7 @@ class FamilyResult:
         ranks: For segmentation: every measurement of every arm against the reference.
         mask_points: The primary metric against the Dice of the masks, where it was recorded.
         sentences: The summary in plain words.
+        slices: For arms that classify slices: what they reach over slices (``compare_slices.SliceResult``).
     """
 
     family: Family
@@ -195,6 +196,7 @@ class FamilyResult:
     ranks: list[RankRow] = field(default_factory=list)
     mask_points: list[MaskPoint] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
+    slices: list[Any] = field(default_factory=list)
 
     @property
     def majority(self) -> float:
@@ -275,6 +277,7 @@ def _family_json(found: FamilyResult) -> dict[str, Any]:
         "differences": [plain(item) for item in found.differences],
         "strata": [plain(item) for item in found.strata],
         "validation_to_test": [plain(item) for item in found.holding],
+        "slices": [plain(item) for item in found.slices],
         "worst": [plain(item) for item in found.worst],
         "by_mask_dice": [plain(item) for item in found.mask_points],
         "signed_ranks": [plain(item) for item in found.ranks],

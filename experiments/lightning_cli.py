@@ -216,6 +216,10 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
             say(line)
     if not isinstance(cli.datamodule, CohortDataModule):
         raise InputError("data: is not one of hepastage's data modules; set data.class_path")
+    if getattr(cli.datamodule, "leaks", False) and cli.identity.role != "probe":
+        raise InputError(
+            "data.init_args.leak: an arm that leaks is a probe and no result; set role: probe (--role probe)"
+        )
     faults = [*misfits(cli.model, cli.datamodule), *process_faults(cli.model, cli.datamodule, cli.trainer)]
     if faults:
         raise InputError(*faults)
