@@ -165,8 +165,17 @@ class SliceDataModule(ClassificationDataModule):
 
 
 def slice_places(store: Store, scan: Scan, kind: str) -> list[int]:
-    """Places K of a scan's slices on the preprocessed grid: no padding, and only the liver's where asked."""
+    """Places K of a scan's slices on the preprocessed grid: no padding, and only the liver's where asked.
+
+    Raises:
+        InputError: The scan has more slices than the grid.
+    """
     entry = store.entry(scan)
+    if any(entry.geometry.cropped[2]):
+        raise InputError(
+            f"{scan.image}: has more slices than the {entry.shape[2]} of data.init_args.preprocessing.shape, and some "
+            "would be left out; give a larger shape"
+        )
     inside = entry.geometry.content[2]
     places = range(*inside.indices(entry.shape[2]))
     if kind == "all":

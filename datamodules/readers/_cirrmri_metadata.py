@@ -50,6 +50,11 @@ class Metadata:
                     found.setdefault(name, value)
         return found
 
+    def patients_of(self, name: str) -> set[str] | None:
+        """Patients in the file of a name (case does not matter), or None where there is no such file."""
+        found = [entries for path, entries in self._files.items() if path.name.lower() == name]
+        return {patient for entries in found for patient in entries} if found else None
+
     def report_missing(self, rows: Iterable[Row], root: Path, notify: Notify) -> None:
         """Name the scans that have no metadata, and the metadata that has no scan."""
         rows = list(rows)

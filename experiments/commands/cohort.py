@@ -102,6 +102,15 @@ def _register_public(commands: Subparsers[argparse.ArgumentParser]) -> None:
     _reader(
         commands, "cirrmri", "CirrMRI600+: cirrhosis T1 and T2 volumes, healthy subjects, metadata", _plain("cirrmri")
     )
+    slices = _reader(
+        commands,
+        "cirrmri-slices",
+        "CirrMRI600+: PNG slices of Cirrhosis_T2_2D, stacked; for protocols that split and score slices",
+        _converted("cirrmri_slices", "size", "paired"),
+        epilog="Volumes are written into a folder beside --out. They have no real spacing.",
+    )
+    slices.add_argument("--size", type=int, default=256, metavar="N", help="edge in pixels (256); 0 keeps the slices'")
+    slices.add_argument("--paired", action="store_true", help="only patients of the CSV of paired examinations")
     _reader(commands, "care-liver", "CARE-Liver / LiFS: LiQA training data, fibrosis S1–S4", _plain("care_liver"))
     _reader(commands, "amos", "AMOS22: its MRI part", _plain("amos"))
     _reader(commands, "atlas", "ATLAS: contrast-enhanced T1, liver and tumour merged", _plain("atlas"))

@@ -55,6 +55,13 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     "probe_mask_only.yaml": (["masked_attention_resnet", "probe_mask_only"], SMALL_CLASSIFIER),
     "probe_source.yaml": (["direct", "probe_source"], SMALL_CLASSIFIER),
     "probe_permuted.yaml": (["masked_attention_resnet", "probe_permuted"], SMALL_CLASSIFIER),
+    "staging_slices.yaml": (
+        ["staging_slices"],
+        [
+            *SMALL_CLASSIFIER,
+            *["--model.init_args.classes", "2", "--model.init_args.network.init_args.classes", "1"],
+        ],
+    ),
     # the tiny split is by stiffness: two classes, one logit
     "staging.yaml": (
         ["staging"],
@@ -98,11 +105,13 @@ STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
 """Studies that run whole on the tiny cohort, and their arms."""
 LARGE = {"fibrosis_two_stage.yaml": 13, "mask_injection.yaml": 9}
 """Studies of many arms, and how many: their cells are parsed here, their smoke variants run in the long tests."""
+SLICED = ("staging_slices_compat.yaml",)
+"""Run by test_slices_runs.py: they ask for a split by stage."""
 
 
 def test_none_is_forgotten() -> None:
     assert set(CONFIGS) == set(USE), "a new configuration needs an entry in USE: what it is used with"
-    assert set(STUDIES) == {*STUDY_USE, *LARGE}, "a new study needs an entry in STUDY_USE or LARGE"
+    assert set(STUDIES) == {*STUDY_USE, *LARGE, *SLICED}, "a new study needs an entry in STUDY_USE, LARGE or SLICED"
     assert shipped_names() == CONFIGS, "what the error message lists"
 
 
