@@ -52,10 +52,11 @@ def by_scan(slices: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for _, group in slices.groupby("scan_id", sort=True):
         means = group[columns].mean().to_numpy(dtype=float)
-        first = {key: value for key, value in group.iloc[0].items() if not str(key).startswith(("prob", "logit"))}
+        first = {str(key): value for key, value in group.iloc[0].items() if not str(key).startswith(("prob", "logit"))}
         first.pop("slice")
         bounded = np.clip(means, 1e-7, 1 - 1e-7)
-        row = {**first, **dict(zip(columns, means, strict=True)), "x_slices": len(group)}
+        row: dict[str, Any] = {**first, "x_slices": len(group)}
+        row |= {column: float(mean) for column, mean in zip(columns, means, strict=True)}
         if columns == ["prob"]:
             row["logit"] = float(np.log(bounded[0] / (1 - bounded[0])))
         else:

@@ -180,7 +180,7 @@ def slice_places(store: Store, scan: Scan, kind: str) -> list[int]:
     places = range(*inside.indices(entry.shape[2]))
     if kind == "all":
         return list(places)
-    there = entry.mask().any(axis=(0, 1))
+    there = np.asarray(entry.mask().any(axis=(0, 1)))
     return [place for place in places if there[place]]
 
 

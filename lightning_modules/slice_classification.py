@@ -72,7 +72,7 @@ class SliceClassificationModule(DirectClassificationModule):
         factor, patience = self.plateau
         scheduler = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
         plan = {"scheduler": scheduler, "monitor": "valid/slice_loss", "interval": "epoch"}
-        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value,typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
     def _collect(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self._patients.update(zip(batch["scan_id"], batch["patient_id"], strict=True))

@@ -70,4 +70,4 @@ def test_the_plateau(network: SliceClassifier) -> None:
     assert rates == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4]
     for wrong in ({"plateau_factor": 1.0}, {"plateau_patience": -1}, {"warmup": 0.1}):
         with pytest.raises(ValueError, match="plateau"):
-            SliceClassificationModule(network, **wrong)  # type: ignore[arg-type]
+            SliceClassificationModule(network, **wrong)
