@@ -14,6 +14,8 @@ from datamodules.batch import Batch
 from lightning_modules.classification import patient_metrics, probabilities
 from lightning_modules.direct_classification import DirectClassificationModule
 from lightning_modules.losses.classification import ClassificationLoss
+from lightning_modules.metrics.calibration import Calibration
+from lightning_modules.metrics.operating_point import choose_threshold
 from lightning_modules.networks.patient_network import PatientNetwork
 from lightning_modules.task import adamw, gather_by_id
 
@@ -53,7 +55,10 @@ class SliceClassificationModule(DirectClassificationModule):
         plateau_patience: int = 10,
     ) -> None:
         own = "constant" if schedule == "plateau" else schedule
-        super().__init__(network, classes, positive_weight, optimizer, own, warmup, loss)
+        # the published protocol scales no probabilities
+        super().__init__(
+            network, classes, positive_weight, optimizer, own, warmup, loss, Calibration(temperature=False)
+        )
         if not 0.0 < plateau_factor < 1.0 or plateau_patience < 0:
             raise ValueError(
                 f"plateau_factor={plateau_factor}, plateau_patience={plateau_patience}: a factor in (0, 1) and a "
@@ -68,7 +73,7 @@ class SliceClassificationModule(DirectClassificationModule):
         """The optimiser; its rate falls where the validation slices' loss stands still, or as in ``TaskModule``."""
         if self.plateau is None:
             return super().configure_optimizers()
-        optimizer = self.optimizer_factory(parameter for parameter in self.parameters() if parameter.requires_grad)
+        optimizer = self.optimizer_factory(self.optimized())
         factor, patience = self.plateau
         scheduler = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
         plan = {"scheduler": scheduler, "monitor": "valid/slice_loss", "interval": "epoch"}
@@ -78,12 +83,12 @@ class SliceClassificationModule(DirectClassificationModule):
         self._patients.update(zip(batch["scan_id"], batch["patient_id"], strict=True))
         return super()._collect(batch)
 
-    def _pooled(self, part: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Targets and mean probabilities of patients; logs their metrics, and those of slices as ``slice_…``."""
+    def _pooled(self, part: str, choose: bool = False) -> None:
+        """Log metrics of patients, and of slices as ``slice_…``; choose the threshold on patients if asked."""
         seen, patient_of = gather_by_id(self._seen), gather_by_id(self._patients)
         self._seen, self._patients = {}, {}
         if not seen:
-            return None
+            return
         target = np.array([row[1] for row in seen.values()])
         probability = probabilities(np.array([row[0] for row in seen.values()]))
         patients, place = np.unique([patient_of[key] for key in seen], return_inverse=True)
@@ -95,4 +100,6 @@ class SliceClassificationModule(DirectClassificationModule):
         slices = {f"slice_{name}": value for name, value in patient_metrics(target, probability).items()}
         for name, value in {**slices, **patient_metrics(of_patient, by_patient)}.items():
             self.log(f"{part}/{name}", value, logger=part == "test" or self._training)
-        return of_patient, by_patient
+        if choose and self.classes == 2:
+            rule = self.calibration
+            self.threshold.fill_(choose_threshold(of_patient, by_patient, rule.threshold, rule.value))

@@ -38,10 +38,7 @@ def test_patients_are_the_mean_of_their_slices(network: SliceClassifier, monkeyp
         module._collect(batch)
     chances = torch.softmax(logits.double(), 1).numpy()
     means = np.stack([chances[target == k].mean(axis=0) for k in range(3)])
-    pooled = module._pooled("test")
-    assert pooled is not None
-    np.testing.assert_array_equal(pooled[0], [0, 1, 2])
-    np.testing.assert_allclose(pooled[1], means, rtol=1e-6)
+    module._pooled("test")
     assert logged["test/slice_accuracy"] == pytest.approx(accuracy_score(target, chances.argmax(1)))
     assert logged["test/slice_loss"] == pytest.approx(log_loss(target, chances), rel=1e-5)
     assert logged["test/accuracy"] == pytest.approx(accuracy_score([0, 1, 2], means.argmax(1)))
