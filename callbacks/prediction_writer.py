@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ class PredictionWriter(Callback):
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}
+        self._added: dict[str, dict[str, Any]] = {}
+
+    def add(self, scan_id: str, columns: Mapping[str, Any]) -> None:
+        """Add columns that another callback knows to a scan's row of the record being made.
+
+        Args:
+            scan_id: The scan.
+            columns: By name; names of extra columns begin with ``x_``.
+        """
+        self._added.setdefault(scan_id, {}).update(columns)
 
     def on_validation_batch_end(
         self,
@@ -74,8 +84,8 @@ class PredictionWriter(Callback):
 
     def _write(self, trainer: Trainer, path: Path) -> None:
         """Gather the rows of all ranks and write them once."""
-        rows = gather_by_id(self._rows)
-        self._rows = {}
+        rows = gather_by_id({scan_id: {**row, **self._added.get(scan_id, {})} for scan_id, row in self._rows.items()})
+        self._rows, self._added = {}, {}
         if trainer.is_global_zero:
             write_rows(list(rows.values()), path, RunDirectory(trainer.default_root_dir).identity())
 

@@ -30,7 +30,12 @@ WATCHERS: dict[str, dict[str, Any]] = {
 }
 """Callbacks that each run has, with their arguments; a cell's id does not depend on them."""
 
-UNNAMED = (*WATCHERS, "callbacks.search_report.SearchReport")
+UNNAMED = (
+    *WATCHERS,
+    "callbacks.search_report.SearchReport",
+    "callbacks.attention.AttentionWriter",
+    "callbacks.grad_cam.GradCamWriter",
+)
 """Callbacks that a cell's id does not depend on: they watch."""
 
 

@@ -32,8 +32,8 @@ class Detail:
 def details(found: FamilyResult) -> list[Detail]:
     """All detail tables that a family allows, in reading order."""
     made = {
-        "binary": (_calibration, _discordant),
-        "multiclass": (_discordant,),
+        "binary": (_calibration, _discordant, _looking),
+        "multiclass": (_discordant, _looking),
         "segmentation": (_ranks, _medians),
     }[found.family.kind]
     return [table for make in made if (table := make(found)) is not None and table.rows]
@@ -101,6 +101,30 @@ def _discordant(found: FamilyResult) -> Detail | None:
         ["Arm", "Seed", "Only the arm right", "Only the reference right", "p (McNemar, exact)"],
         rows,
         "At the thresholds chosen on validation patients, seed by seed; not adjusted for multiplicity.",
+    )
+
+
+def _looking(found: FamilyResult) -> Detail | None:
+    """Share of attention and of Grad-CAM inside the liver, where runs recorded it."""
+    frame = found.family.frame
+    columns = {"x_attention_inside": "Attention", "x_grad_cam_inside": "Grad-CAM"}
+    present = [column for column in columns if column in frame and frame[column].notna().any()]
+    rows = []
+    for arm in found.arms if present else []:
+        cells = []
+        for column in present:
+            values = frame.loc[frame["arm"] == arm.arm, ["patient_id", column]].astype({column: "float64"})
+            shares = values.groupby("patient_id")[column].mean().dropna()
+            low, middle, high = shares.quantile([0.1, 0.5, 0.9]) if len(shares) else (math.nan,) * 3
+            cells.append(f"{number(middle)} ({number(low)}–{number(high)})" if len(shares) else "–")
+        rows.append([arm.arm, *cells])
+    return Detail(
+        "Looking inside the liver",
+        ["Arm", *(f"{columns[column]} in the liver" for column in present)],
+        rows,
+        "Share of each patient's map that lies in the liver: median over patients (tenth to ninetieth percentile), "
+        "means over seeds and folds. The maps are coarse: a location at the liver's edge reaches beyond it. Where a "
+        "network looks is not why it decides.",
     )
 
 

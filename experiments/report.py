@@ -18,7 +18,7 @@ from experiments.figures import figures_of, inline_svg
 from experiments.figures_style import SHOWN
 from experiments.report_checklist import checklist
 from experiments.report_parts import confusions, disagreements, methods, provenance_rows, strata_tables
-from experiments.report_pictures import montage, patient_pictures
+from experiments.report_pictures import montages, patient_pictures
 
 
 def write_outputs(comparison: Comparison, folder: Path) -> list[Path]:
@@ -109,7 +109,7 @@ def _section(found: FamilyResult, place: int, pictures: dict[str, Path]) -> dict
         "strata": strata_tables(found),
         "confusions": confusions(found),
         "disagreements": disagreements(found, pictures),
-        "montage": montage(found),
+        "montages": montages(found),
     }
 
 

@@ -16,7 +16,7 @@ from experiments.compare_records import RUN
 from experiments.compare_results import Comparison, FamilyResult
 from experiments.compare_words import number
 
-OVERLAYS, ATTENTION = "overlays", "attention"
+OVERLAYS, ATTENTION, GRAD_CAM = "overlays", "attention", "grad_cam"
 """Folders of a run directory with one ``<scan_id>.png`` for each scan."""
 _SHOWN = 12
 _WIDEST = 900  # pixels: three slices side by side, sharp on a phone's screen
@@ -76,8 +76,8 @@ def drawn(found: FamilyResult, folder: str) -> list[Drawn]:
 
     Args:
         found: The family.
-        folder: ``overlays`` (segmentation, by Dice) or ``attention`` (classification, by the probability of the true
-            class).
+        folder: ``overlays`` (segmentation, by Dice), ``attention`` or ``grad_cam`` (classification, by the probability
+            of the true class).
     """
     frame = found.family.frame
     if RUN not in frame or "scan_id" not in frame:
@@ -112,24 +112,33 @@ def _truth_probability(found: FamilyResult) -> NDArray[np.float64]:
     return np.asarray(shares[np.arange(len(target)), target], dtype=np.float64)
 
 
-def montage(found: FamilyResult) -> dict[str, Any] | None:
-    """At most twelve pictures of a family, the worst first, then the best; None where no run drew any."""
-    segmentation = found.family.kind == "segmentation"
-    rows = drawn(found, OVERLAYS if segmentation else ATTENTION)
+def montages(found: FamilyResult) -> list[dict[str, Any]]:
+    """Pictures of a family, at most twelve of each kind, the worst first, then the best; none where no run drew any."""
+    folders = (OVERLAYS,) if found.family.kind == "segmentation" else (ATTENTION, GRAD_CAM)
+    return [made for folder in folders if (made := _montage(drawn(found, folder), folder)) is not None]
+
+
+def _montage(rows: list[Drawn], folder: str) -> dict[str, Any] | None:
     if not rows:
         return None
     half = _SHOWN * 2 // 3
     chosen = [(row, "worst") for row in rows[:half]]
     chosen += [(row, "best") for row in rows[max(half, len(rows) - (_SHOWN - half)) :][::-1]]
-    if segmentation:
-        heading = "Masks on slices"
-        note = "Worst by Dice first (red frame), then the best (green frame). Amber: predicted; blue: reference."
-    else:
-        heading = "Where the classifiers looked"
-        note = (
-            "Attention over slices: worst first (red frame: the true class got the least probability), then the best "
-            "(green frame). Attention shows where a network looked, not why."
-        )
+    order = "worst first (red frame: the true class got the least probability), then the best (green frame)."
+    heading, note = {
+        OVERLAYS: (
+            "Masks on slices",
+            "Worst by Dice first (red frame), then the best (green frame). Amber: predicted; blue: reference.",
+        ),
+        ATTENTION: (
+            "Where the classifiers looked",
+            f"Attention over slices: {order} Attention shows where a network looked, not why.",
+        ),
+        GRAD_CAM: (
+            "What raised the logit",
+            f"Grad-CAM of the positive class (of several classes, the predicted one): {order}",
+        ),
+    }[folder]
     pictures = [{"data": encoded(row.path), "caption": _caption(row), "rank": rank} for row, rank in chosen]
     more = f" {len(rows) - len(chosen)} more lie in the run directories." if len(rows) > len(chosen) else ""
     return {"heading": heading, "note": note + more, "pictures": pictures}

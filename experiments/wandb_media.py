@@ -25,7 +25,7 @@ def log_results(loggers: list[Any], directory: RunDirectory, command: str, shari
     """Log what a command has left in the run directory; nothing without a W&B logger.
 
     A segmenter's ``fit`` makes the artifact of its weights. Every ``test`` makes the artifact of its predictions and
-    logs ROC and confusion; overlays, attention and the table of patients only where ``sharing`` says so.
+    logs ROC and confusion; overlays, attention, Grad-CAM and the table of patients only where ``sharing`` says so.
 
     Args:
         loggers: The trainer's loggers.
@@ -199,7 +199,7 @@ def _patients(frame: pd.DataFrame, directory: RunDirectory) -> dict[str, Any]:
             # W&B's tables hold one kind of value a column; None is allowed, pandas' NA is not
             shown[name] = [None if pd.isna(value) else value for value in shown[name].astype(object)]
     values: dict[str, Any] = {"test/predictions": wandb.Table(dataframe=shown)}
-    for folder in ("overlays", "attention"):
+    for folder in ("overlays", "attention", "grad_cam"):
         for which, rows in worst_and_best(frame).items():
             pictures = [
                 wandb.Image(str(path), caption=caption)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from callbacks.attention import HEIGHT, SLICES, write_attention
+from datamodules.records import read_records
 from experiments.lightning_cli import fit_and_test
 from tests.tiny import CLASSIFIER, TESTED, Tiny
 
@@ -43,3 +44,5 @@ def test_each_tested_scan_has_one(tiny_cohort: Tiny, tmp_path: Path) -> None:
     (run,) = tmp_path.glob("*/*/*/provenance.json")
     pictures = sorted(path.stem for path in (run.parent / "attention").glob("*.png"))
     assert pictures == sorted(f"{patient}_T2W" for patient in TESTED)
+    rows = read_records(run.parent / "predictions.parquet")
+    assert rows["x_attention_inside"].between(0, 1).all(), "measured by the reference, which the arm never sees"

@@ -52,6 +52,7 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     "direct.yaml": (["direct"], SMALL_CLASSIFIER),
     "masked_attention_resnet.yaml": (["masked_attention_resnet"], SMALL_CLASSIFIER),
     "probe_liver_erased.yaml": (["masked_attention_resnet", "probe_liver_erased"], SMALL_CLASSIFIER),
+    "look_inside.yaml": (["direct", "look_inside"], SMALL_CLASSIFIER),
     "probe_mask_only.yaml": (["masked_attention_resnet", "probe_mask_only"], SMALL_CLASSIFIER),
     "probe_source.yaml": (["direct", "probe_source"], SMALL_CLASSIFIER),
     "probe_permuted.yaml": (["masked_attention_resnet", "probe_permuted"], SMALL_CLASSIFIER),
@@ -98,7 +99,7 @@ USE: dict[str, tuple[list[str], list[str]]] = {
 PROCESSES = ("trainer/ddp.yaml", "trainer/fsdp.yaml", "trainer/slurm.yaml")
 """They start processes of their own: here they are parsed; tests of many processes and a GPU run them."""
 HERE = [name for name in CONFIGS if name not in PROCESSES]
-LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_"))]
+LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_", "look_"))]
 """A few batches of the large encoders, of what changes training and of the probes are enough: the base configurations
 run whole epochs."""
 STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}

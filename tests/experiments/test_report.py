@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from datamodules.errors import InputError
+from datamodules.records import read_records, write_records
 from experiments.compare import compare
+from experiments.compare_details import details
 from experiments.compare_tables import as_latex
 from experiments.figures import write_figures
 from experiments.report import as_html, write_outputs
@@ -192,3 +194,22 @@ def test_the_demos_own_report_works_in_a_browser(tmp_path: Path) -> None:
     if not page.is_file():
         pytest.skip("no runs/demo/report.html: 'make demo' makes it")
     check(page, tmp_path, 6)
+
+
+def test_looking_inside_is_a_table_and_grad_cam_has_pictures(tmp_path: Path) -> None:
+    study = make_study(tmp_path, seeds=2, strengths={"direct": 1.0, "masked": 1.8})
+    for path in study.glob("*/*/predictions.parquet"):
+        rows = read_records(path)
+        shares = np.linspace(0.2, 0.4, len(rows)) + (0.5 if "masked" in str(path) else 0.0)
+        write_records(rows.assign(x_attention_inside=shares), path)
+    add_attention(study, "masked")
+    for folder in study.glob("masked/*/attention"):
+        shutil.copytree(folder, folder.with_name("grad_cam"))
+    comparison = compare([study], resamples=200)
+    (table,) = [item for item in details(comparison.families[0]) if item.heading == "Looking inside the liver"]
+    assert table.header == ["Arm", "Attention in the liver"]
+    assert [row[0] for row in table.rows] == ["direct", "masked"]
+    assert table.rows[0][1].startswith("0.30 (0.2") and table.rows[1][1].startswith("0.80 (0.7")
+    page = as_html(comparison)
+    assert page.index("Where the classifiers looked") < page.index("What raised the logit")
+    assert "Looking inside the liver" in page
