@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 FORMS: Final = (
     "lsm>12 (kPa; any threshold, also >=)",
     "metavir>=3 (or >=F3; 1 to 4)",
+    "metavir0-4 or metavir1-4 (ordinal: each grade a class)",
     "stage (ordinal: mild, moderate, severe)",
     "stage>=2 or stage>=3",
     "healthy (volunteers against patients)",
@@ -61,14 +62,18 @@ class LabelRule:
         operator: ``>`` or ``>=`` for a binary rule with a threshold, else empty.
         threshold: In kPa for ``lsm_kpa``, else a stage; None where there is no operator.
         healthy_negative: Healthy volunteers without the measurement count as class 0.
+        lowest: Grade that is class 0 of an ordinal scale: 0 or 1 for ``metavir``, 1 for ``stage``.
     """
 
     measure: str
     operator: str = ""
     threshold: float | None = None
     healthy_negative: bool = False
+    lowest: int = 1
 
     def __str__(self) -> str:
+        if self.measure == "metavir" and self.threshold is None:
+            return f"metavir{self.lowest}-4"
         name = "lsm" if self.measure == "lsm_kpa" else self.measure
         threshold = "" if self.threshold is None else f"{self.operator}{self.threshold:g}"
         return f"{name}{threshold}{'+healthy' if self.healthy_negative else ''}"
@@ -85,6 +90,8 @@ class LabelRule:
             return ()
         if self.measure == "healthy":
             return ("healthy volunteer", "patient")
+        if self.threshold is None and self.measure == "metavir":
+            return tuple(f"METAVIR F{grade}" for grade in range(self.lowest, 5))
         if self.threshold is None:
             # an ordinal scale has room for volunteers below its mildest grade
             return ("healthy volunteer", *_STAGES) if self.healthy_negative else _STAGES
@@ -101,7 +108,7 @@ class LabelRule:
     def class_of(self, value: float) -> int:
         """Class of one measured value: kPa for LSM, the stage as written in the table else."""
         if self.threshold is None:
-            return int(value) if self.healthy_negative else int(value) - 1
+            return int(value) if self.healthy_negative else int(value) - self.lowest
         return int(value > self.threshold) if self.operator == ">" else int(value >= self.threshold)
 
     def apply(self, cohort: Cohort) -> Labels:
@@ -137,6 +144,10 @@ class LabelRule:
                 continue
             if label is None:
                 missing.append(patient)
+            elif label < 0:
+                faults.append(
+                    f"{cohort.name}: patient {patient!r}: METAVIR F0 is no class of the rule {self}; use metavir0-4"
+                )
             else:
                 target[patient] = label
         if faults:
@@ -203,6 +214,13 @@ def parse_rule(text: str) -> LabelRule:
         if healthy_negative and base != "stage":
             raise InputError(f"label rule {text!r}: '+healthy' needs a measure before it; write lsm>12+healthy, say")
         return LabelRule(base, healthy_negative=healthy_negative)
+    ordinal = re.fullmatch(r"metavirf?([01])-f?4", base)
+    if ordinal is not None:
+        if healthy_negative:
+            raise InputError(
+                f"label rule {text!r}: '+healthy' does not go with it: F0 is a grade; leave '+healthy' out"
+            )
+        return LabelRule("metavir", lowest=int(ordinal[1]))
     match = re.fullmatch(r"(lsm_kpa|lsm|metavir|stage)(>=|>)f?(\d+(?:\.\d+)?)", base)
     if match is None:
         raise unknown

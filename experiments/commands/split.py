@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Subparsers = argparse._SubParsersAction  # the only name that argparse gives this type
 
 RULES = (
-    "Label rules: lsm>12 (kPa), metavir>=3, stage (mild, moderate, severe), stage>=2, healthy, none; '+healthy' after "
+    "Label rules: lsm>12 (kPa), metavir>=3, metavir1-4 (each grade a class), stage (mild, moderate, severe), stage>=2, "
+    "healthy, none; '+healthy' after "
     "lsm, metavir or stage counts healthy volunteers as negative. Quote a rule: '>' means something to the shell."
 )
 

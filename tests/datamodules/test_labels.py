@@ -36,6 +36,8 @@ def cohort_of(*rows: dict[str, Any]) -> Cohort:
         ("metavir>=F3", "metavir>=3"),
         ("METAVIR ≥ F4", "metavir>=4"),
         ("metavir>2", "metavir>=3"),
+        ("metavir1-4", "metavir1-4"),
+        ("METAVIR F0-F4", "metavir0-4"),
         ("stage", "stage"),
         ("stage>=2", "stage>=2"),
         ("stage>2", "stage>=3"),
@@ -94,6 +96,17 @@ def test_metavir_from_f3_on_is_positive() -> None:
     assert parse_rule("metavir").class_names == ("METAVIR F0–F2", "METAVIR F3–F4")
     assert list(parse_rule("metavir>=4").apply(cohort).target.values()) == [0, 0, 0, 0, 1]
     assert parse_rule("metavir>=4").class_names == ("METAVIR F0–F3", "METAVIR F4")
+
+
+def test_metavir_as_a_scale() -> None:
+    cohort = cohort_of(*({"patient_id": f"p{grade}", "metavir": grade} for grade in (1, 2, 4)))
+    assert parse_rule("metavir1-4").apply(cohort).target == {"p1": 0, "p2": 1, "p4": 3}
+    assert parse_rule("metavir0-4").apply(cohort).target == {"p1": 1, "p2": 2, "p4": 4}
+    assert parse_rule("metavir1-4").class_names == ("METAVIR F1", "METAVIR F2", "METAVIR F3", "METAVIR F4")
+    with pytest.raises(InputError, match="patient 'p0': METAVIR F0 is no class of the rule metavir1-4; use metavir0-4"):
+        parse_rule("metavir1-4").apply(cohort_of({"patient_id": "p0", "metavir": 0}))
+    with pytest.raises(InputError, match="does not go with it"):
+        parse_rule("metavir1-4+healthy")
 
 
 def test_stage_is_ordinal_or_binarised() -> None:
