@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from experiments.compare_metrics import BINARY, LOWER_IS_BETTER, MULTICLASS, PROPORTIONS, Resampled, metrics_of
+from experiments.compare_metrics import (
+    BINARY,
+    BY_CLASS,
+    LOWER_IS_BETTER,
+    MULTICLASS,
+    PROPORTIONS,
+    Resampled,
+    class_metrics_of,
+    metrics_of,
+)
 from experiments.compare_records import Family, Unit, families, load, units
 from experiments.compare_results import ArmResult, Comparison, Difference, FamilyResult
 from experiments.statistics_bootstrap import interval_of, two_sided_p
@@ -161,9 +170,8 @@ def _classification(
 
 
 def _engine(members: Sequence[Unit], resamples: int, seed: int) -> Resampled:
-    return Resampled(
-        [unit.arm for unit in members], [metrics_of(unit) for unit in members], members[0].target, resamples, seed
-    )
+    metrics = [{**metrics_of(unit), **class_metrics_of(unit)} for unit in members]
+    return Resampled([unit.arm for unit in members], metrics, members[0].target, resamples, seed)
 
 
 def _arm(
@@ -180,6 +188,11 @@ def _arm(
         metrics={name: engine.interval(name, arm, level) for name in names},
         per_seed=[{name: engine.seed_interval(name, column, level) for name in names} for column in columns],
     )
+    if family.kind == "multiclass":
+        result.by_class = [
+            {name: engine.interval(f"{name}_{index}", arm, level) for name in BY_CLASS}
+            for index in range(family.classes)
+        ]
     target = inside[0].target
     if family.kind == "binary" and 0 < target.sum() < len(target):
         result.calibration = calibration_line(target, np.mean([unit.scores for unit in inside], axis=0), level)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experiments.compare_metrics import AT_SENSITIVITY, AT_SPECIFICITY, NAMES
+from experiments.compare_metrics import AT_SENSITIVITY, AT_SPECIFICITY, BY_CLASS, NAMES
 from experiments.compare_results import ArmResult, Difference, FamilyResult
 from experiments.compare_words import digits_of, number, p_cell, with_interval
 from experiments.statistics_proportions import Interval
@@ -33,7 +33,7 @@ def details(found: FamilyResult) -> list[Detail]:
     """All detail tables that a family allows, in reading order."""
     made = {
         "binary": (_calibration, _discordant, _looking),
-        "multiclass": (_discordant, _looking),
+        "multiclass": (_by_class, _discordant, _looking),
         "segmentation": (_ranks, _medians),
     }[found.family.kind]
     return [table for make in made if (table := make(found)) is not None and table.rows]
@@ -54,6 +54,10 @@ def extra_values(arm: ArmResult) -> Iterator[tuple[str, Interval]]:
     if parts is not None:
         for name in ("reliability", "resolution", "uncertainty"):
             yield f"brier_{name}", Interval(getattr(parts, name), math.nan, math.nan, math.nan, "Murphy, binned")
+    for index, values in enumerate(arm.by_class):
+        for name, value in values.items():
+            if value is not None:
+                yield f"{name}_{index}", value
     for name, median in arm.medians.items():
         if median is not None:
             yield f"median_{name}", median
@@ -84,6 +88,26 @@ def _calibration(found: FamilyResult) -> Detail | None:
         "little too good; the table above uses the threshold of validation patients. Slope: 1 is ideal, below 1 the "
         "risks are too extreme. In the large: 0 is ideal, above 0 the risks are too low. Brier score = reliability "
         "(0 is ideal) − resolution (the more the better) + uncertainty (prevalence alone), up to the spread in bins.",
+    )
+
+
+def _by_class(found: FamilyResult) -> Detail | None:
+    rows = [
+        [
+            arm.arm,
+            str(index),
+            # a probe may predict another target, whose classes have other sizes
+            "–" if arm.note else str(found.counts[index]),
+            *(with_interval(values.get(name)) for name in BY_CLASS),
+        ]
+        for arm in found.arms
+        for index, values in enumerate(arm.by_class)
+    ]
+    return Detail(
+        "Each class against the rest",
+        ["Arm", "Class", "Patients", "Sensitivity", "Specificity", "AUC"],
+        rows,
+        "Classes are numbered from 0, the mildest. A patient is called the most probable class.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,9 @@ _AREAS_AT_ONCE = 16  # 1,000 resamples × 16 units × 250 negatives are 16 MB
 NEEDS_CLASSES = frozenset({"auc", "balanced_accuracy", "kappa", "macro_f1", "auc_ovr", AT_SPECIFICITY, AT_SENSITIVITY})
 """Metrics that say nothing where all patients are of one class."""
 PROPORTIONS = frozenset({"sensitivity", "specificity", "accuracy"})
+BY_CLASS = ("sensitivity", "specificity", "auc")
+"""Of several classes, each is judged against the rest by these; their names then end in the class's number."""
+_OF_CLASS = re.compile(rf"({'|'.join(BY_CLASS)})_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,24 @@ def metrics_of(unit: Unit) -> dict[str, Metric]:
             found["sensitivity"] = Ratio(right * positive, positive)
         if not positive.all():
             found["specificity"] = Ratio(right * (1 - positive), 1 - positive)
+    return found
+
+
+def class_metrics_of(unit: Unit) -> dict[str, Metric]:
+    """Sensitivity, specificity and AUC of each of several classes against the rest, as ``sensitivity_0`` and so on.
+
+    A class that does not occur, or alone occurs, is left out: it is not estimable. Empty for two classes.
+    """
+    found: dict[str, Metric] = {}
+    for index in range(unit.classes if unit.classes > 2 else 0):
+        member, called = unit.target == index, unit.predicted == index
+        if member.any():
+            found[f"sensitivity_{index}"] = Ratio((member & called).astype(float), member.astype(float))
+        if not member.all():
+            found[f"specificity_{index}"] = Ratio((~member & ~called).astype(float), (~member).astype(float))
+        if member.any() and not member.all():
+            scores = unit.scores[:, index]
+            found[f"auc_{index}"] = Area(member, pair_kernel(member.astype(int), scores), scores)
     return found
 
 
@@ -188,7 +210,7 @@ class Resampled:
         if metric not in self.values or not math.isfinite(self.estimates[metric][0, column]):
             return None
         estimate = float(self.estimates[metric][0, column])
-        if metric in PROPORTIONS:
+        if _is_proportion(metric):
             total = self._total(metric)
             return wilson_interval(round(estimate * total), total, level)
         metric_here = self.metrics[column].get(metric)
@@ -200,7 +222,8 @@ class Resampled:
         return self._rescued(metric, found, level)
 
     def _total(self, metric: str) -> int:
-        positives = int((self.target == 1).sum())
+        metric, label = _split(metric)
+        positives = int((self.target == label).sum())
         if metric in ("sensitivity", AT_SPECIFICITY):
             return positives
         return len(self.target) - positives if metric in ("specificity", AT_SENSITIVITY) else len(self.target)
@@ -211,13 +234,24 @@ class Resampled:
             return None
         if found.low < found.high or not math.isfinite(found.low):
             return found
-        if metric == "auc":
-            positives = int((self.target == 1).sum())
+        name, label = _split(metric)
+        if name == "auc":
+            positives = int((self.target == label).sum())
             return newcombe_interval(found.estimate, positives, len(self.target) - positives, level)
-        if metric in {*PROPORTIONS, AT_SPECIFICITY, AT_SENSITIVITY}:
+        if name in {*PROPORTIONS, AT_SPECIFICITY, AT_SENSITIVITY}:
             total = self._total(metric)
             return wilson_interval(round(found.estimate * total), total, level)
         return Interval(found.estimate, math.nan, math.nan, level, "no interval: all resamples agree")
+
+
+def _split(metric: str) -> tuple[str, int]:
+    """A metric's name and the class that it is of: that which ends its name, else the positive one."""
+    found = _OF_CLASS.fullmatch(metric)
+    return (found[1], int(found[2])) if found else (metric, 1)
+
+
+def _is_proportion(metric: str) -> bool:
+    return _split(metric)[0] in PROPORTIONS
 
 
 def _evaluate(metrics: Sequence[Mapping[str, Metric]], weights: Weights) -> dict[str, Floats]:

@@ -28,6 +28,7 @@ class ArmResult:
         medians: Median over patients with interval (segmentation only).
         calibration: Of the mean probability over seeds (two classes only).
         brier_parts: The Brier score's parts, each the mean over seeds (two classes only).
+        by_class: Of several classes, each one's sensitivity, specificity and AUC against the rest, in their order.
         light: For a probe: ``red`` where it succeeds (the interval of its AUC lies above 0.5, on test patients or, at
             99.9 %, on validation patients, who chose the checkpoint), else ``green``; empty otherwise.
         validation: For a probe of two classes: its AUC on validation patients, with the 99.9 % interval.
@@ -43,6 +44,7 @@ class ArmResult:
     medians: dict[str, Interval | None] = field(default_factory=dict)
     calibration: Calibration | None = None
     brier_parts: BrierParts | None = None
+    by_class: list[dict[str, Interval | None]] = field(default_factory=list)
     light: str = ""
     validation: Interval | None = None
     note: str = ""

@@ -15,6 +15,8 @@ from datamodules.errors import InputError
 from datamodules.records import read_records, write_records
 from experiments.commands.compare import parse_map, register
 from experiments.compare import compare
+from experiments.compare_metrics import BY_CLASS
+from experiments.compare_tables import as_csv
 from experiments.statistics import delong_test, wilson_interval
 from tests.experiments.study import add_segmenter, make_study
 
@@ -114,10 +116,34 @@ def test_several_classes(tmp_path: Path) -> None:
     assert kappa.estimate == pytest.approx(cohen_kappa_score(rows["target"].astype(int), called, weights="quadratic"))
     assert set(found.result("direct").metrics) == {"kappa", "accuracy", "macro_f1", "auc_ovr", "mae_stages"}
     assert found.majority == pytest.approx(1 / 3)
+    truth = rows["target"].to_numpy(dtype=int)
+    assert len(found.result("direct").by_class) == 3
+    for index, values in enumerate(found.result("direct").by_class):
+        member, said = truth == index, called == index
+        hits, passed = int((member & said).sum()), int((~member & ~said).sum())
+        # one seed: the closed forms
+        assert values["sensitivity"] == wilson_interval(hits, int(member.sum()))
+        assert values["specificity"] == wilson_interval(passed, int((~member).sum()))
+        area = values["auc"]
+        assert area is not None and area.low < area.estimate < area.high
+        assert area.estimate == pytest.approx(roc_auc_score(member, rows[f"prob_{index}"]))
     # in this study each band holds one stage only: kappa says nothing there, and 0 would be a lie
     bands = [item for item in found.strata if item.variable == "quality"]
     assert len(bands) == 3
     assert all(set(item.intervals.values()) == {None} and "one class" in item.reason for item in bands)
+
+
+def test_each_class_of_several_seeds_and_one_that_is_always_right(tmp_path: Path) -> None:
+    study = make_study(tmp_path, classes=3, seeds=2, folds=1, patients=60, strengths={"direct": 1.0, "sure": 40.0})
+    comparison = compare([study], resamples=QUICK)
+    (found,) = comparison.families
+    for values in found.result("direct").by_class:
+        assert all(value is not None and value.low < value.estimate < value.high for value in values.values())
+    for values in found.result("sure").by_class:
+        # all resamples agree: a closed form still says how sure one may be
+        assert all(value is not None and value.estimate == 1 and 0.7 < value.low < 1 for value in values.values())
+    table = as_csv(comparison)
+    assert all(f"direct,reference,mean,60,{name}_{index}," in table for name in BY_CLASS for index in range(3))
 
 
 def test_strata_stand_beside_the_pooled_result_and_one_class_is_not_estimable(tmp_path: Path) -> None:
