@@ -20,6 +20,8 @@ class Batch(TypedDict):
         mask: float32 in [0, 1], shape (B, 1, I, J, K), or (B, S, I, J, K) for S sequences. Only
             there when the arm may see it: a direct arm's batch has no such key, so it cannot cheat.
         present: bool, shape (B, S): which sequences the patient has. Absent for one-sequence data.
+        covariates: float32, shape (B, F): clinical covariates as measured, in the order of the data module's
+            ``covariates``; NaN where unknown. Only there when the arm asks for some.
         target: int64, shape (B,) for classification. Absent for segmentation and prediction.
         seed: Seed of each item's random draws, one an item, in training only. It is gone when the batch
             reaches a learning module.
@@ -30,6 +32,7 @@ class Batch(TypedDict):
     image: Tensor
     mask: NotRequired[Tensor]
     present: NotRequired[Tensor]
+    covariates: NotRequired[Tensor]
     target: NotRequired[Tensor]
     seed: NotRequired[Sequence[int]]
     patient_id: list[str]

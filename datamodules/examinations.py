@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.cohort import Scan
+from datamodules.cohort import Cohort, Scan
 from datamodules.errors import InputError
 
 
@@ -56,3 +56,15 @@ def examinations(scans: Sequence[Scan], sequences: Sequence[str], name: str) -> 
     if faults:
         raise InputError(*faults)
     return [Examination(patient, by_sequence, sequences) for (patient, _), by_sequence in grouped.items()]
+
+
+def examinations_having(sequences: Sequence[str], cohort: Cohort) -> set[tuple[str, str]]:
+    """Patient and visit of the examinations that have every one of these sequences.
+
+    Raises:
+        InputError: The cohort has no such sequence.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for scan in cohort.select(sequences=sequences).scans:
+        found.setdefault((scan.patient_id, scan.visit), set()).add(scan.sequence)
+    return {key for key, there in found.items() if there == set(sequences)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch.utils.data import Dataset
 
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import Part
-from datamodules.cohort import Scan
-from datamodules.examinations import Examination, examinations
+from datamodules.cohort import Cohort, Scan
+from datamodules.covariates import Floats, covariate_table, examination_values, statistics
+from datamodules.errors import InputError
+from datamodules.examinations import Examination, examinations, examinations_having
 from datamodules.masks import MaskSet, quality_band
-from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule
+from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling
 from datamodules.perturbation import MaskPerturbation
 from datamodules.perturbed_masks import PerturbedMasks
 from datamodules.preprocessing import Preprocessing
@@ -40,10 +43,14 @@ class StagingDataModule(PatientDataModule):
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
         perturbation: See ``ClassificationDataModule``.
+        covariates: Clinical covariates of the batch: ``age``, ``sex``, numeric columns that begin with ``x_``.
+        complete: Sequences that an examination must have to take part, whether the arm sees them or not. It gives
+            arms of one and of several sequences the same patients.
+        sampling: See ``PatientDataModule``.
 
     Raises:
-        InputError: Arguments that contradict each other, masks that leak, a patient without a label, or
-            two scans of one sequence in one visit.
+        InputError: Arguments that contradict each other, masks that leak, a patient without a label, two
+            scans of one sequence in one visit, covariates that differ within one, or that say nothing.
     """
 
     def __init__(
@@ -61,12 +68,20 @@ class StagingDataModule(PatientDataModule):
         workers: int = 0,
         augmentation: BatchedAugmentation | None = None,
         perturbation: MaskPerturbation | None = None,
+        covariates: tuple[str, ...] = (),
+        complete: tuple[str, ...] = (),
+        sampling: Sampling = "shuffled",
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, sequences, rule, None, mask_source, masks,
-            batch_size, workers, augmentation, perturbation=perturbation,
+            batch_size, workers, augmentation, sampling, perturbation=perturbation,
         )  # fmt: skip
+        self.covariates = tuple(covariates)
+        self.complete = tuple(complete)
+        self._known = covariate_table(self.cohort, self.covariates)
+        if self.complete:
+            self._having = examinations_having(self.complete, Cohort.load(cohort))
         self._items: dict[Part, list[Examination]] = {}
         self._by_scan_id: dict[str, Examination] = {}
 
@@ -84,7 +99,62 @@ class StagingDataModule(PatientDataModule):
     def dataset(self, part: Part) -> Dataset[Any]:
         """The examinations of a part."""
         target = dict(self.targets(part))
-        return ExaminationDataset(self.items(part), target, self.store, self.mask_source, self.mask_files)
+        items = self.items(part)
+        covariates = self._values(part) if self.covariates else None
+        return ExaminationDataset(items, target, self.store, self.mask_source, self.mask_files, covariates)
+
+    def scans_of(self, part: Part) -> list[Scan]:
+        """See ``CohortDataModule``; examinations that are not complete are left out where that is asked for.
+
+        Raises:
+            InputError: None is complete.
+        """
+        scans = super().scans_of(part)
+        if not self.complete:
+            return scans
+        kept = [scan for scan in scans if (scan.patient_id, scan.visit) in self._having]
+        if not kept:
+            raise InputError(
+                f"{self.cohort.name}: no examination of the {part} part has all of data.init_args.complete, "
+                f"{list(self.complete)}; name fewer"
+            )
+        if len(kept) < len(scans):
+            warnings.warn(
+                f"fold {self.fold_number}, {part} part: {len(scans) - len(kept)} scans left out, of examinations that "
+                f"lack one of {'/'.join(self.complete)}",
+                stacklevel=2,
+            )
+        return kept
+
+    def covariate_statistics(self) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the covariates, each of shape (F,), over the training examinations alone.
+
+        Raises:
+            InputError: A covariate that no training patient has, or that is the same in all.
+        """
+        return statistics(self._values("train"), self.covariates, self.cohort.name)
+
+    def _values(self, part: Part) -> Floats:
+        """Covariates of each examination of a part, shape (examinations, F)."""
+        values: list[Floats] = []
+        faults: list[str] = []
+        for item in self.items(part):
+            ids = [scan.scan_id for scan in item.present_scans]
+            try:
+                values.append(examination_values(self._known, ids, self.covariates, self.cohort.name))
+            except InputError as error:
+                faults += error.faults
+        if faults:
+            raise InputError(*faults)
+        return np.stack(values)
+
+    def prepare_data(self) -> None:
+        """See ``PatientDataModule``; covariates are checked before anything is computed."""
+        if self.covariates and self.splits is not None:
+            self.covariate_statistics()
+            for part in ("valid", "test") if self.fold.test else ("valid",):
+                self._values(part)
+        super().prepare_data()
 
     def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; ``scan_id`` joins the sequences' ids by ``+``, which an id may hold itself."""
@@ -123,6 +193,7 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
         store: Filled store.
         mask_source: Where masks come from.
         mask_files: Predicted or perturbed masks; None for reference masks, or none.
+        covariates: Covariates of each item, shape (items, F); None for none.
     """
 
     def __init__(
@@ -132,7 +203,9 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
         store: Store,
         mask_source: MaskSource,
         mask_files: MaskSet | PerturbedMasks | None,
+        covariates: Floats | None = None,
     ) -> None:
+        self.covariates = covariates
         self.items = items
         self.target = target
         self.store = store
@@ -167,4 +240,6 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
         }
         if self.mask_source != "none":
             values["mask"] = torch.from_numpy(mask)
+        if self.covariates is not None:
+            values["covariates"] = torch.from_numpy(self.covariates[index].astype(np.float32))
         return values

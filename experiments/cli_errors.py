@@ -28,6 +28,7 @@ from experiments.cli_hints import (
     does_not_serve,
     not_a_choice,
     required,
+    staging_masks,
     wrong_choice,
     wrong_type,
 )
@@ -156,6 +157,14 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
             f"model.init_args.network.init_args.sequences: {list(order)} are not data.init_args.sequences, "
             f"{list(datamodule.sequences)}; give both the same order"
         ]
+    if isinstance(model, StagingModule) and isinstance(datamodule, StagingDataModule):
+        if model.network.covariates != datamodule.covariates:
+            return [
+                f"model.init_args.network.init_args.covariates: {list(model.network.covariates)} are not "
+                f"data.init_args.covariates, {list(datamodule.covariates)}; give both the same order"
+            ]
+        if model.network.uses_mask != (datamodule.mask_source != "none"):
+            return [staging_masks(datamodule.mask_source)]
     if (
         isinstance(model, PatientClassifier)
         and isinstance(datamodule, PatientDataModule)

@@ -94,6 +94,16 @@ MASKED_WITHOUT = "data.init_args.mask_source: is none, but a masked arm needs ma
 """A masked arm whose data hand out none."""
 
 
+def staging_masks(mask_source: str) -> str:
+    """A staging network and its data that do not agree on whether there are masks."""
+    if mask_source == "none":
+        return f"{MASKED_WITHOUT}, or take model.init_args.network.init_args.mask_injection out"
+    return (
+        f"data.init_args.mask_source: is {mask_source}, but the network takes no mask in; set it to none, or name a "
+        "way in model.init_args.network.init_args.mask_injection, such as [multiply]"
+    )
+
+
 def did_you_mean(key: str, known: Sequence[str]) -> str:
     """``did you mean 'backbone'? `` where a known key is near, else nothing.
 

@@ -15,6 +15,7 @@ from rich.progress import track
 from callbacks.prediction_writer import classification_rows
 from callbacks.run_directory import RunDirectory
 from datamodules.cohort import Cohort, Scan
+from datamodules.covariates import covariate_table, examination_values
 from datamodules.errors import InputError
 from datamodules.examinations import Examination, examinations
 from datamodules.files import atomic_path
@@ -41,6 +42,39 @@ def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | No
     Raises:
         InputError: Not a classifier, not a cohort table, or a scan or mask that is missing or broken.
     """
+    rows, faults = patient_rows(run, which, data, masks)
+    if rows:
+        with atomic_path(out / "predictions.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
+        sys.stdout.write(f"{len(rows)} patients in {out / 'predictions.csv'}\n")
+    if faults:
+        raise InputError(*faults)
+    return 0
+
+
+def sequences_of(run: RunDirectory) -> list[str]:
+    """The sequences that a run's arm sees, in the order of its batches."""
+    settings = saved_config(run)["data"]["init_args"]
+    return [str(name) for name in settings.get("sequences") or [settings["sequence"]]]
+
+
+def patient_rows(
+    run: RunDirectory, which: str, data: Path, masks: Path | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Predict the patients of a cohort table.
+
+    Args:
+        run: See ``predict_patients``.
+        which: See ``predict_patients``.
+        data: See ``predict_patients``.
+        masks: See ``predict_patients``.
+
+    Returns:
+        One row per patient (and visit), and what was wrong with those that could not be predicted.
+
+    Raises:
+        InputError: Not a classifier, not a cohort table, or masks that are missing or must not be seen.
+    """
     config = saved_config(run)
     module = module_of(config)
     if not isinstance(module, PatientClassifier):
@@ -55,16 +89,22 @@ def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | No
     device = best_device()
     module = module.to(device).eval()
     settings = config["data"]["init_args"]
-    sequences = settings["sequences"] if "sequences" in settings else [settings["sequence"]]
+    sequences = sequences_of(run)
     cohort = Cohort.load(data).select(sequences=set(sequences) & set(Cohort.load(data).frame["sequence"]) or sequences)
     sources = _mask_files(cohort, settings["mask_source"], masks)
     parameters = preprocessing_of(config)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     items = examinations(cohort.scans, sequences, cohort.name)
+    names = tuple(settings.get("covariates") or ())
+    known = covariate_table(cohort, names)
     for item in track(items, description="patients", console=Console(file=sys.stderr), transient=True):
         try:
             batch = _batch(item, sources, parameters, device)
+            if names:
+                ids = [scan.scan_id for scan in item.present_scans]
+                values = examination_values(known, ids, names, cohort.name)
+                batch["covariates"] = torch.tensor(values, dtype=torch.float32, device=device)[None]
         except InputError as error:
             faults += error.faults
             continue
@@ -75,13 +115,7 @@ def predict_patients(run: RunDirectory, which: str, data: Path, masks: Path | No
         first = item.present_scans[0]
         facts = {"patient_id": item.patient_id, "scan_id": item.scan_id, "source": first.source, "visit": first.visit}
         rows.append({**facts, **row, "temperature": temperature, "empty_mask": bool(empty[0])})
-    if rows:
-        with atomic_path(out / "predictions.csv") as temporary:
-            pd.DataFrame(rows).to_csv(temporary, index=False)
-        sys.stdout.write(f"{len(rows)} patients in {out / 'predictions.csv'}\n")
-    if faults:
-        raise InputError(*faults)
-    return 0
+    return rows, faults
 
 
 def _mask_files(cohort: Cohort, mask_source: str, masks: Path | None) -> dict[str, tuple[Path, tuple[int, ...]]]:

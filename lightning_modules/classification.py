@@ -17,6 +17,7 @@ from datamodules.errors import InputError
 from lightning_modules.losses.classification import BalancedCELoss, ClassificationLoss, WeightedBCELoss
 from lightning_modules.metrics.calibration import Calibration, fit_temperature
 from lightning_modules.metrics.operating_point import choose_threshold
+from lightning_modules.metrics.staging import staging_scores
 from lightning_modules.mixup import mix
 from lightning_modules.parameter_groups import layered_groups
 from lightning_modules.task import Schedule, TaskModule, adamw, gather_by_id
@@ -281,7 +282,8 @@ def patient_metrics(target: np.ndarray, probability: np.ndarray) -> dict[str, fl
     Returns:
         ``loss`` (mean negative log-likelihood), ``accuracy`` of the most probable class, and ``auc``: for more
         than two classes the mean of the one-versus-rest areas; NaN where a class is absent, because an area
-        of one class does not exist.
+        of one class does not exist. For more than two classes also ``kappa`` (quadratic), ``macro_f1`` and
+        ``mae_stages``, under the names that ``compare`` gives them.
 
     Raises:
         ValueError: A probability is not finite.
@@ -293,6 +295,11 @@ def patient_metrics(target: np.ndarray, probability: np.ndarray) -> dict[str, fl
         "loss": float(log_loss(target, probability, labels=list(range(classes)))),
         "accuracy": float(accuracy_score(target, probability.argmax(1))),
     }
+    if classes > 2:
+        scores = staging_scores(target, probability)
+        metrics |= {
+            "kappa": scores.quadratic_kappa, "macro_f1": scores.macro_f1, "mae_stages": scores.mean_absolute_error,
+        }  # fmt: skip
     if len(np.unique(target)) < classes:
         metrics["auc"] = float("nan")
     elif classes == 2:

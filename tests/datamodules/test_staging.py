@@ -89,6 +89,79 @@ def test_facts_name_all_sequences_even_of_ids_with_a_plus(staged: Tiny) -> None:
     assert data.facts("P04+contrast_T1W+P04_T2W")["sequence"] == "T1W+T2W"
 
 
+def rewritten(tiny: Tiny, change: Any, **options: Any) -> StagingDataModule:
+    """The data module over a table that ``change`` has changed in place, under a split of its own."""
+    table = tiny.table
+    frame = table.frame.copy()
+    change(frame)
+    path = tiny.folder / "changed.parquet"
+    Cohort(frame, table.root, "changed").save(path)
+    splits = make_splits(Cohort.load(path), "lsm>12", folds=2, official=True)
+    splits.save(tiny.folder / "changed.json")
+    return module(Tiny(tiny.folder, path, tiny.folder / "changed.json"), **options)
+
+
+def test_arms_of_one_and_of_two_sequences_have_the_same_patients_where_asked_for(staged: Tiny) -> None:
+    arms = [("T1W",), ("T2W",), ("T1W", "T2W")]
+    loose = [set(items(module(staged, sequences=arm))) for arm in arms]
+    assert loose[0] != loose[1] != loose[2]
+    with pytest.warns(UserWarning, match="of examinations that lack one of T1W/T2W"):
+        strict = [set(items(module(staged, sequences=arm, complete=("T1W", "T2W")))) for arm in arms]
+    assert strict[0] == strict[1] == strict[2] == loose[2] - {"P03", "P05"}
+    with pytest.raises(InputError, match="no sequence DWI"):
+        module(staged, complete=("T1W", "DWI"))
+
+
+def test_covariates_come_as_measured_and_unknown_ones_as_nan(staged: Tiny) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame["x_alt"] = [number * 10.0 for number in range(len(frame))]
+        frame.loc[frame["sequence"] == "T1W", "x_alt"] = None
+        frame.loc[frame["patient_id"] == "P01", "age"] = None
+
+    data = rewritten(staged, change, covariates=("sex", "age", "x_alt"))
+    found = items(data)
+    rows = {row["patient_id"]: row for row in data.cohort.frame.to_dict("records") if row["sequence"] == "T2W"}
+    for patient, item in found.items():
+        sex, age, alt = item["covariates"].tolist()
+        assert item["covariates"].dtype == torch.float32
+        if patient == "P03":  # T1W alone
+            assert np.isnan(alt)
+            continue
+        assert sex == {"F": 0, "M": 1}[rows[patient]["sex"]]
+        assert np.isnan(age) if patient == "P01" else age == rows[patient]["age"]
+        assert alt == rows[patient]["x_alt"]
+    assert next(iter(data.test_dataloader()))["covariates"].shape[1] == 3
+
+
+def test_covariates_are_standardised_by_training_patients_alone(staged: Tiny) -> None:
+    data = module(staged, covariates=("age",))
+    mean, spread = data.covariate_statistics()
+    ages = [
+        found["covariates"].item() for found in map(data.dataset("train").__getitem__, range(len(data.items("train"))))
+    ]
+    assert mean.tolist() == [pytest.approx(np.mean(ages))]
+    assert spread.tolist() == [pytest.approx(np.std(ages))]
+
+    def older(frame: pd.DataFrame) -> None:
+        frame.loc[~frame["patient_id"].isin(data.fold.train), "age"] = 119.0
+
+    assert rewritten(staged, older, covariates=("age",)).covariate_statistics()[0] == mean
+
+
+def test_covariates_that_say_nothing_are_refused_before_anything_is_computed(staged: Tiny) -> None:
+    def same(frame: pd.DataFrame) -> None:
+        frame["age"] = 50.0
+
+    with pytest.raises(InputError, match="age is 50 in all training patients"):
+        rewritten(staged, same, covariates=("age",)).prepare_data()
+
+    def differ(frame: pd.DataFrame) -> None:
+        frame.loc[frame["scan_id"] == "P01_T1W", "age"] = 12.0
+
+    with pytest.raises(InputError, match="age differs within one examination: P01_T1W has 12, P01_T2W has 41"):
+        rewritten(staged, differ, covariates=("age",)).prepare_data()
+
+
 def scan(patient: str, sequence: str, visit: str = "", number: int = 0) -> Scan:
     row = {"scan_id": f"{patient}{sequence}{visit}{number}", "patient_id": patient, "sequence": sequence}
     frame = pd.DataFrame([{**row, "image": "x.nii", "source": "s", "visit": visit}])

@@ -124,3 +124,22 @@ def test_bad_requests_are_named() -> None:
         SequenceFusionClassifier(fusion="middle")  # type: ignore[arg-type]  # the fault under test
     with pytest.raises(ValueError, match="sequence_dropout"):
         SequenceFusionClassifier(sequence_dropout=1.0)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["vgg19", "resnet50", "convnext_tiny", "pvt_v2_b2", "densenet121", "mambaout_tiny"]
+)
+def test_the_six_backbones_learn_and_leave_a_missing_sequence_out(backbone: str) -> None:
+    """Of the published comparison, MambaOut-T in the place of MambaVision-T."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 2, 32, 32, 2, generator=generator)
+    present = torch.tensor([[True, False], [True, True]])
+    # one encoder for both: half the weights to make
+    network = SequenceFusionClassifier(backbone=backbone, share_weights=True, width=16)
+    network(image, present).logits.square().sum().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+    network.eval()
+    other = image.clone()
+    other[0, 1] = float("nan")
+    with torch.no_grad():
+        assert torch.equal(network(image, present).logits, network(other, present).logits)
