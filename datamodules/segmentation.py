@@ -29,7 +29,8 @@ class SegmentationDataModule(CohortDataModule):
         splits: See ``CohortDataModule``.
         store: See ``CohortDataModule``.
         preprocessing: Grid and normalisation.
-        sequence: The sequence to segment.
+        sequence: The sequence to segment, or several: each scan is then an item of its own, so that one
+            segmenter serves all of them.
         fold: See ``CohortDataModule``.
         patch: Size of training patches in voxels (I, J, K); an axis of the volume that is shorter is
             zero-padded. None trains on whole volumes, which then need ``preprocessing.shape``.
@@ -53,7 +54,7 @@ class SegmentationDataModule(CohortDataModule):
         splits: str | None = None,
         store: str = "runs/store",
         preprocessing: Preprocessing | None = None,
-        sequence: str = "T2W",
+        sequence: tuple[str, ...] | str = "T2W",
         fold: int = 0,
         patch: tuple[int, int, int] | None = None,
         patches_per_epoch: int | None = None,
@@ -64,7 +65,8 @@ class SegmentationDataModule(CohortDataModule):
         foreground_rule: ForegroundRule = "probability",
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
-        super().__init__(cohort, splits, fold, store, preprocessing, [sequence], batch_size, workers, augmentation)
+        sequences = [sequence] if isinstance(sequence, str) else list(sequence)
+        super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
         if patch is None and preprocessing.shape is None:
             raise InputError(
                 "data.init_args.patch and preprocessing.shape are both unset; give a patch size, or one shape to all"

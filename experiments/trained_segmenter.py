@@ -86,7 +86,8 @@ class TrainedSegmenter:
     @property
     def sequences(self) -> Sequence[str]:
         """Sequences that it was trained on."""
-        return [str(self.config["data"]["init_args"]["sequence"])]
+        given = self.config["data"]["init_args"]["sequence"]
+        return [given] if isinstance(given, str) else [str(name) for name in given]
 
     def check(self, inference: Inference) -> None:
         """Refuse, before any work, what cannot be asked of this network.

@@ -137,3 +137,13 @@ def test_marked_patches_hold_liver_and_others_lie_anywhere(tiny_cohort: Tiny) ->
     assert centre[:, 0].mean() < 0.7, "anywhere"
     scans = {scan for batch in batches for scan in batch["scan_id"]}
     assert scans == {scan.scan_id for scan in data.items("train")}, "each scan comes to either place"
+
+
+def test_one_segmenter_for_several_sequences_sees_each_scan_by_itself(tiny_cohort: Tiny) -> None:
+    both, t2 = module(tiny_cohort, sequence=("T1W", "T2W"), patch=(16, 16, 8)), module(tiny_cohort, patch=(16, 16, 8))
+    train = both.items("train")
+    assert {scan.sequence for scan in train} == {"T1W", "T2W"}
+    assert [scan for scan in train if scan.sequence == "T2W"] == t2.items("train")
+    assert len(train) > len(t2.items("train"))
+    image = next(iter(both.train_dataloader()))["image"]
+    assert image.shape[1] == 1, "never two sequences as channels"
