@@ -48,6 +48,8 @@ def run_predict(arguments: Sequence[str]) -> int:
     if first is not None and first.identity().role != "segmenter":
         from experiments.predict_patients import predict_patients
 
+        if options.lifs:
+            return _lifs(options)
         if len(options.run) > 1:
             raise InputError("--run: several runs are for segmenters; give one classifier alone")
         given = [word for word in FOR_SEGMENTERS if getattr(options, word.lstrip("-").replace("-", "_"))]
@@ -55,6 +57,10 @@ def run_predict(arguments: Sequence[str]) -> int:
             raise InputError(f"{', '.join(given)}: for segmenters, and {first.path} is a classifier; leave it out")
         masks = None if options.masks is None else Path(options.masks)
         return predict_patients(first, options.ckpt, Path(options.data), masks, out)
+    if options.lifs:
+        raise InputError(
+            f"--lifs: is for models that stage patients, and {options.run[0]} is a segmenter; leave it out"
+        )
     if options.masks is not None:
         raise InputError("--masks: is for classifiers that see a mask; a segmenter makes them")
     images = images_of(Path(options.data), out)
@@ -101,6 +107,19 @@ def run_predict(arguments: Sequence[str]) -> int:
     if faults:
         raise InputError(*faults)
     return 0
+
+
+def _lifs(options: argparse.Namespace) -> int:
+    """The challenge's file, from one or several staging runs."""
+    from experiments.lifs import write_lifs
+
+    runs = [RunDirectory.existing(run) for run in options.run]
+    wrong = [f"--run {run.path}: is a segmenter, and --lifs needs staging runs" for run in runs
+             if run.identity().role == "segmenter"]  # fmt: skip
+    if wrong:
+        raise InputError(*wrong)
+    masks = None if options.masks is None else Path(options.masks)
+    return write_lifs(runs, options.ckpt, Path(options.data), masks, Path(options.out))
 
 
 def images_of(path: Path, out: Path) -> dict[str, Path]:
@@ -162,6 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--masks", metavar="DIR", help="for a classifier that sees a mask: <scan_id>.nii.gz of each scan"
+    )
+    parser.add_argument(
+        "--lifs",
+        action="store_true",
+        help="write CARE-Liver's LiFS_pred.csv; runs of one setting, with or without contrast, are averaged",
     )
     parser.add_argument("--ckpt", default="best", help="best, last or a checkpoint file (best)")
     parser.add_argument("--overlays", action="store_true", help="also draw each mask over its image")

@@ -33,16 +33,17 @@ PHASES = {
 """File name without its ending -> sequence of the cohort table."""
 REQUIRED_PHASE = "GED4"
 
-_CASE = re.compile(r"(?P<id>.+)-(?P<vendor>A|B1|B2)-S(?P<stage>[1-4])")
+# without its stage, the name of an unlabelled case of the validation and test phases
+_CASE = re.compile(r"(?P<id>.+?)-(?P<vendor>A|B1|B2)(?:-S(?P<stage>[1-4]))?")
 _VENDOR = re.compile(r"Vendor_(.+)", re.IGNORECASE)
 
 
 def read(root: Path, *, notify: Notify = warn) -> Cohort:
-    """Read the training data of CARE-Liver.
+    """Read the data of CARE-Liver.
 
-    The histological stage S1–S4 of the case folder's name becomes ``metavir`` 1–4, the vendor
-    becomes ``source``. Phases of one patient are not registered to each other. Every phase but GED4
-    may be missing.
+    The histological stage S1–S4 of the case folder's name becomes ``metavir`` 1–4 (empty where the
+    name has none, as in the validation phase), the vendor becomes ``source``. Phases of one patient
+    are not registered to each other. Every phase but GED4 may be missing.
 
     Args:
         root: ``LiQA_training_data``, a folder above it, one ``Vendor_*`` folder or one case.
@@ -60,7 +61,7 @@ def read(root: Path, *, notify: Notify = warn) -> Cohort:
     folders, faults = _cases(root, paths)
     rows: list[Row] = []
     bare: list[str] = []
-    stages: dict[str, tuple[int, Path]] = {}
+    stages: dict[str, tuple[int | None, Path]] = {}
     for name in sorted(folders):
         try:
             folder = agreed_folder(folders[name], f"case {name}")
@@ -71,7 +72,8 @@ def read(root: Path, *, notify: Notify = warn) -> Cohort:
         case = _CASE.fullmatch(name)
         if case is None:  # _cases let only such names through
             raise AssertionError(name)
-        patient, stage = f"{case['id']}-{case['vendor']}", int(case["stage"])
+        patient = f"{case['id']}-{case['vendor']}"
+        stage = None if case["stage"] is None else int(case["stage"])
         other_stage, other = stages.setdefault(patient, (stage, folder))
         if other_stage != stage:
             faults.append(f"{other} and {folder} give patient {patient} two stages; keep the right one")

@@ -42,6 +42,15 @@ def test_reads_every_phase(tmp_path: Path, nesting: str) -> None:
     assert "2 GED4 scans have no mask" in notice and "1001-B1_GED4, 1002-A_GED4" in notice
 
 
+def test_unlabelled_cases_of_the_validation_phase(tmp_path: Path) -> None:
+    volumes(tmp_path / "Vendor_A" / "0001-A", ["T1", "GED4"])
+    volumes(tmp_path / "Vendor_B1" / "0001-B1", ["GED4"])
+    cohort = care_liver.read(tmp_path, notify=lambda text: None)
+    assert {scan.patient_id: (scan.metavir, scan.source) for scan in cohort} == {
+        "0001-A": (None, "A"), "0001-B1": (None, "B1"),
+    }  # fmt: skip
+
+
 def test_one_vendor_alone(tmp_path: Path) -> None:
     write_tree(tmp_path)
     assert care_liver.read(tmp_path / "Vendor_B2", notify=lambda text: None).patients == ("7-B2",)
