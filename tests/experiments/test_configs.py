@@ -12,10 +12,14 @@ import yaml
 from callbacks.run_directory import RunDirectory
 from datamodules.cohort import Cohort
 from datamodules.errors import InputError
+from datamodules.files import read_json
+from datamodules.phantom import make_phantom
 from datamodules.records import read_records
 from datamodules.splits import make_splits
 from experiments.cli import main
-from experiments.cli_words import shipped_names
+from experiments.cli_given import given_of
+from experiments.cli_precheck import precheck
+from experiments.cli_words import shipped_names, with_shipped
 from experiments.grid import run_study
 from experiments.grid_resolve import Resolver
 from experiments.grid_words import Places
@@ -32,6 +36,9 @@ SMALL_NETWORK = ["--model.init_args.network.init_args.features", "[4, 8, 8, 8]"]
 SMALL_SEGMENTER = [*PREPROCESSING, *SMALL_NETWORK, "--data.init_args.patch", "[16, 16, 8]"]
 WINDOW = ["--model.init_args.window", "[16, 16, 8]"]
 SMALL_CLASSIFIER = [*PREPROCESSING, "--model.init_args.network.init_args.backbone", "resnet10t"]
+
+WIDER = [PREPROCESSING[0], PREPROCESSING[1].replace("24, 24", "32, 32")]
+"""For encoders that halve a slice five times."""
 
 # each YAML: the configurations that it is used with, in order, and what makes the whole small
 USE: dict[str, tuple[list[str], list[str]]] = {
@@ -68,6 +75,14 @@ USE: dict[str, tuple[list[str], list[str]]] = {
         ["staging"],
         [*SMALL_CLASSIFIER, "--model.init_args.classes", "2", "--model.init_args.network.init_args.classes", "1"],
     ),
+    "staging_masked.yaml": (
+        ["staging", "staging_masked"],
+        [*SMALL_CLASSIFIER, "--model.init_args.classes", "2", "--model.init_args.network.init_args.classes", "1"],
+    ),
+    "probe_covariates.yaml": (
+        ["staging", "probe_covariates"],
+        [*PREPROCESSING, "--model.init_args.classes", "2", "--model.init_args.network.init_args.classes", "1"],
+    ),
     "demo/segmentation.yaml": (["segmentation", "demo/segmentation"], [*PREPROCESSING, *SMALL_NETWORK]),
     "demo/classification.yaml": (["direct", "demo/classification"], PREPROCESSING),
     "data/thin_slices.yaml": (["direct", "data/thin_slices"], SMALL_CLASSIFIER),
@@ -76,8 +91,12 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     # its last pooling wants two pixels
     "model/densenet121.yaml": (
         ["masked_attention_resnet", "model/densenet121"],
-        [PREPROCESSING[0], PREPROCESSING[1].replace("24, 24", "32, 32")],
+        WIDER,
     ),
+    "model/vgg19.yaml": (["direct", "model/vgg19"], WIDER),
+    "model/convnext_tiny.yaml": (["direct", "model/convnext_tiny"], WIDER),
+    "model/pvt_v2_b2.yaml": (["direct", "model/pvt_v2_b2"], WIDER),
+    "model/mambaout_tiny.yaml": (["direct", "model/mambaout_tiny"], WIDER),
     "model/swin_tiny.yaml": (["direct", "model/swin_tiny"], PREPROCESSING),
     "training/balanced.yaml": (["direct", "training/balanced"], SMALL_CLASSIFIER),
     "training/early_stopping.yaml": (["direct", "training/early_stopping"], SMALL_CLASSIFIER),
@@ -108,11 +127,14 @@ LARGE = {"fibrosis_two_stage.yaml": 13, "mask_injection.yaml": 9}
 """Studies of many arms, and how many: their cells are parsed here, their smoke variants run in the long tests."""
 SLICED = ("staging_slices_compat.yaml",)
 """Run by test_slices_runs.py: they ask for a split by stage."""
+STAGED = {"staging_ablation.yaml": 16, "staging_backbones.yaml": 18, "staging_phantom.yaml": 15}
+"""The same of stages: their words are checked here, their smoke variants run in the long tests."""
 
 
 def test_none_is_forgotten() -> None:
     assert set(CONFIGS) == set(USE), "a new configuration needs an entry in USE: what it is used with"
-    assert set(STUDIES) == {*STUDY_USE, *LARGE, *SLICED}, "a new study needs an entry in STUDY_USE, LARGE or SLICED"
+    whole = {*STUDY_USE, *LARGE, *STAGED, *SLICED}
+    assert set(STUDIES) == whole, "a new study needs an entry in STUDY_USE, LARGE, STAGED or SLICED"
     assert shipped_names() == CONFIGS, "what the error message lists"
 
 
@@ -209,6 +231,45 @@ def test_the_arms_differ_in_the_mask_alone(tiny_cohort: Tiny, tmp_path: Path) ->
         ".model.init_args.network.init_args.mask_injection",
         ".data.init_args.mask_source",
     }
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_every_arm_of_a_staging_study_is_understood(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
+    """Keys, classes and values, from the source alone: torch is not needed for it."""
+    places = Places.of(tiny_cohort.cohort, tiny_cohort.splits, tmp_path, None)
+    names = []
+    for smoke in (False, True):
+        study = Study.load(ROOT / "studies" / name, smoke)
+        names.append([arm.name for arm in study.arms])
+        for cell in (cell for cell in cells_of(study, folds=1)[1] if cell.seed == study.seeds[0]):
+            precheck(given_of(with_shipped(words_of_cell(cell, study, places))))
+    assert names[0] == names[1]
+    assert len(names[0]) == STAGED[name]
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A small phantom with T1W and T2W, split by stage; some patients lack T1W."""
+    folder = tmp_path_factory.mktemp("stages")
+    cohort = make_phantom(folder / "cohort", 40, 1)
+    make_splits(cohort, "stage", folds=2, seed=0, official=True).save(folder / "stages.json")
+    return Tiny(folder, folder / "cohort" / "cohort.parquet", folder / "stages.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGED)
+def test_smoke_variants_of_staging_end_in_a_report(name: str, stages: Tiny, tmp_path: Path) -> None:
+    study = Study.load(ROOT / "studies" / name, smoke=True)
+    assert run_study(study, stages.cohort, stages.splits, tmp_path, stages.folder / "store") == []
+    folder = tmp_path / study.name / "comparison"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    (found,) = [
+        family for family in read_json(folder / "comparison.json", "it")["families"] if family["kind"] == "multiclass"
+    ]
+    assert {arm["arm"] for arm in found["arms"]} == {arm.name for arm in study.arms}
+    usual = [arm for arm in study.arms if arm.role != "probe"]
+    assert page.count('<table class="matrix">') == len(usual), "a confusion matrix for each arm that is no probe"
+    assert len(found["differences"]) == len(usual) - 1
 
 
 @pytest.mark.parametrize("name", STUDY_USE)
