@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from datamodules.files import read_json, sha256_of_file, sha256_of_json, write_j
 from datamodules.images import Volume, read_mask, write_nifti
 from datamodules.masks import MaskSet
 from datamodules.perturbation import MaskPerturbation, dice_of, transplanted
+from datamodules.store_fill import usable_cores
 
 FORMAT: Final = 1
 """Raised with every change that alters the masks made from the same parameters."""
@@ -60,8 +62,9 @@ class PerturbedMasks:
         Raises:
             InputError: See :meth:`path`.
         """
-        for scan_id in self._scans:
-            self._of(scan_id)
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            # what raises in a thread is raised here; distances and interpolation leave the interpreter to others
+            list(pool.map(self._of, self._scans))
 
     def path(self, scan_id: str) -> Path:
         """The mask of a scan, on its native grid; made now where it is missing.
