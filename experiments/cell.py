@@ -16,6 +16,7 @@ from datamodules.masks import RECORD
 from datamodules.splits import Splits
 from experiments.cli_hints import SEED
 from experiments.run_logging import check_loggers
+from experiments.transfer import by_content
 from experiments.wandb_runs import is_wandb, place_wandb
 
 PATH_KEYS = ("cohort", "splits", "store", "masks", "quality_from")
@@ -42,8 +43,8 @@ UNNAMED = (
 def identity_of(resolved: dict[str, Any]) -> Identity:
     """Which cell a resolved configuration is.
 
-    The id is a hash of the configuration without paths, loggers, names and the kind of machine; cohort, split and
-    masks enter by their content.
+    The id is a hash of the configuration without paths, loggers, names and the kind of machine; cohort, split,
+    masks and a segmenter whose weights are taken enter by their content.
 
     Args:
         resolved: The whole configuration as plain values.
@@ -66,6 +67,7 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
         callback for callback in content["trainer"].get("callbacks") or [] if callback["class_path"] not in UNNAMED
     ]
     content["data"]["init_args"].pop("workers", None)
+    by_content(content["model"], data.get("fold") or 0, int(resolved["seed_everything"]))
     record = None if data.get("masks") is None else Path(data["masks"]) / RECORD
     masks_sha256 = "" if record is None or not record.is_file() else sha256_of_file(record)
     contents = {"cohort": cohort.sha256, "split": split_sha256, "masks": masks_sha256}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,9 @@ from experiments.cli_words import expand_run, take_restart, with_shipped
 from experiments.quiet import quieten_lightning
 from experiments.run_logging import tell_configuration
 from experiments.run_stages import evaluate, fit, say
+from experiments.transfer import KEY, settled, transfer_faults
 from experiments.wandb_runs import Sharing
+from lightning_modules.networks.initial_weights import without_initial_weights
 
 __all__ = ["PATH_KEYS", "HepastageCLI", "fit_and_test", "identity_of", "parsed", "run_command"]
 
@@ -82,6 +85,10 @@ class HepastageCLI(LightningCLI):
             if value is not None:
                 # the saved configuration must mean the same from any working directory
                 self.config.data.init_args[key] = str(Path(value).absolute())
+        for key, value in list(self.config.model.items()):
+            if key.endswith(f".{KEY}") and value is not None:
+                fold, seed = self.config.data.init_args.get("fold") or 0, int(self.config.seed_everything)
+                self.config.model[key] = str(settled(value, fold, seed))
         add_watchers(self.config)
         # how a batch is computed is the machine's affair: it is no part of the configuration, nor of the id
         part_size = self.config.pop("part_size", None)
@@ -91,8 +98,15 @@ class HepastageCLI(LightningCLI):
             self.config.runs, self.identity.study, self.identity.arm, self.identity.cell
         )
         self.resolved = resolved
+        if self.command == "fit" and (faults := transfer_faults(resolved)):
+            raise InputError(*faults)
         place(self.config.trainer, self.directory, self.identity)
         compute_in_parts(self.config, part_size)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; weights to begin with are read where a training begins."""
+        with contextlib.nullcontext() if self.command == "fit" else without_initial_weights():
+            super().instantiate_classes()
 
     @rank_zero_only
     def record(self, point: ResumePoint | None = None) -> None:

@@ -113,10 +113,22 @@ class SliceEncoder(nn.Module):
             The stages' feature maps, highest resolution first, each (N, C', H, W).
 
         Raises:
-            ValueError: The stages are gated and no mask was given.
+            ValueError: The stages are gated and no mask was given, or the backbone takes no slices of this size.
         """
         if self.gated and mask is None:
             raise ValueError("the encoder's stages are gated by the mask, but the batch holds no mask")
+        try:
+            return self._stages(slices, mask)
+        except AssertionError as error:
+            # timm's own checks of a slice's edges
+            edges = " x ".join(str(edge) for edge in slices.shape[2:])
+            raise ValueError(
+                f"backbone: slices of {edges} voxels do not suit it ({error}); give edges that do in "
+                "data.init_args.preprocessing.shape"
+            ) from error
+
+    def _stages(self, slices: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """The stages' maps of :meth:`forward`."""
         slices = slices.contiguous(memory_format=torch.channels_last)
         if not self.is_chain:
             if mask is not None:
@@ -200,6 +212,8 @@ def _build(backbone: str, in_channels: int, pretrained: bool, weights_file: str 
             raise ValueError(f"weights_file {weights_file}: does not fit {backbone}: {first}") from error
     if not pretrained:
         return _create(backbone, False, options)
+    if not timm.is_model_pretrained(backbone):
+        raise ValueError(f"backbone {backbone}: timm has no weights for it; set pretrained: false or weights_file")
     try:
         return _create(backbone, True, options)
     except Exception as error:  # whatever the hub, the network or the cache raises: the user's way out is the same

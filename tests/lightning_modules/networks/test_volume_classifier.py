@@ -247,6 +247,8 @@ def test_pretrained_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.
     with pytest.raises(ValueError, match="could not be loaded") as caught:
         SliceClassifier("resnet18", pretrained=True)
     assert "weights_file" in str(caught.value)
+    with pytest.raises(ValueError, match="timm has no weights for it"):
+        SliceClassifier("cspresnet50d", pretrained=True)
 
 
 @pytest.mark.parametrize(
@@ -256,3 +258,30 @@ def test_pretrained_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.
 def test_bad_requests_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         SliceClassifier(**options)
+
+
+def test_slices_of_a_size_that_a_backbone_does_not_take() -> None:
+    network = SliceClassifier("vit_small_patch14_dinov2")
+    with pytest.raises(ValueError, match=r"slices of 64 x 64 voxels do not suit it .*divisible by patch size \(14\)"):
+        network(volumes(batch=1)[0])
+
+
+EVERY = (*BACKBONES, "resnet50", "vit_small_patch16_dinov3")
+"""The encoders that studies name."""
+
+
+@pytest.mark.slow  # 360 networks, 20 minutes on two cores
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("ways", [(), *((way,) for way in MASK_WAYS), ("multiply", "gate", "attention"), MASK_WAYS])
+@pytest.mark.parametrize("backbone", EVERY)
+def test_the_whole_product_in_both_precisions(backbone: str, ways: tuple[str, ...], aggregation: Any) -> None:
+    image, mask = volumes(batch=2, slices=2)
+    network = SliceClassifier(backbone, mask_injection=ways, aggregation=aggregation)
+    for dtype in (torch.float32, torch.bfloat16):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            logits = network(image, mask if ways else None).logits
+        assert logits.shape == (2, 1) and bool(torch.isfinite(logits).all())
+        logits.float().square().sum().backward()
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        assert gradients and all(bool(torch.isfinite(g).all()) for g in gradients)
