@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import types
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from lightning_modules.losses.classification import BalancedCELoss
+from lightning_modules.losses.ordinal import CornLoss
 from lightning_modules.networks.sequence_fusion import SequenceFusionClassifier
 from lightning_modules.staging import StagingModule
 
@@ -57,3 +61,28 @@ def test_a_batch_that_says_nothing_of_presence(module: StagingModule) -> None:
     del made["present"]
     with pytest.raises(ValueError, match="use StagingDataModule"):
         module.outputs(made)  # type: ignore[arg-type]  # a plain dict
+
+
+def test_late_mean_of_ordinal_steps_is_refused() -> None:
+    network = SequenceFusionClassifier(backbone="test_resnet", classes=2, fusion="late_mean")
+    with pytest.raises(ValueError, match="late_mean averages probabilities of 3 classes"):
+        StagingModule(network, loss=CornLoss(3))
+    with pytest.raises(ValueError, match="set it to 3"):
+        StagingModule(network)
+    StagingModule(SequenceFusionClassifier(backbone="test_resnet", classes=2), loss=CornLoss(3))
+
+
+def test_fitting_takes_the_covariates_statistics_and_the_classes_counts() -> None:
+    network = SequenceFusionClassifier(backbone="test_resnet", covariates=("age", "sex"), width=16)
+    module = StagingModule(network, loss=BalancedCELoss("balanced"))
+    data = types.SimpleNamespace(
+        covariate_statistics=lambda: (np.array([50.0, 0.5]), np.array([9.0, 0.5])), class_counts=lambda: [4, 2, 2]
+    )
+    module._trainer = types.SimpleNamespace(datamodule=data)  # type: ignore[assignment]  # what is asked of a trainer
+    module.on_fit_start()
+    assert network.clinical is not None
+    assert network.clinical.mean.tolist() == [50.0, 0.5] and network.clinical.spread.tolist() == [9.0, 0.5]
+    made = {**batch([[True, True], [True, False]]), "covariates": torch.tensor([[61.0, float("nan")], [40.0, 1.0]])}
+    with torch.no_grad():
+        logits, _ = module.eval().outputs(made)  # type: ignore[arg-type]  # a plain dict
+    assert bool(torch.isfinite(logits).all())
