@@ -67,7 +67,8 @@ class AttentionWriter(Callback):
         datamodule = datamodule_of(trainer)
         folder = RunDirectory(trainer.default_root_dir).path / "attention"
         shape = batch["image"].shape[2:]
-        whole = attention_map(last, (shape[0], shape[1], shape[2]))
+        inside = batch["mask"] if "attention" in pl_module.network.ways else None
+        whole = attention_map(last, (shape[0], shape[1], shape[2]), inside)
         for index, scan_id in enumerate(outputs["scan_id"]):
             locations = last.location_attention
             write_attention(

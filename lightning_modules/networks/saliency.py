@@ -12,12 +12,14 @@ from lightning_modules.networks.patient_network import ClassifierOutput, Patient
 from lightning_modules.networks.volume_classifier import scatter_slices
 
 
-def attention_map(output: ClassifierOutput, shape: tuple[int, int, int]) -> Tensor | None:
+def attention_map(output: ClassifierOutput, shape: tuple[int, int, int], inside: Tensor | None = None) -> Tensor | None:
     """Attention over the voxels of the volumes: that of the slice times that of the location in it.
 
     Args:
         output: What the network gave.
         shape: Voxels of the volumes (I, J, K).
+        inside: The mask that restricted the attention (the way ``attention``), shape (B, 1, I, J, K): what a location
+            at the liver's edge got, it got for its liver voxels alone. None where attention was free.
 
     Returns:
         float32, shape (B, I, J, K), summing to 1 in each volume; None for a network without attention over locations.
@@ -28,6 +30,10 @@ def attention_map(output: ClassifierOutput, shape: tuple[int, int, int]) -> Tens
     if locations.shape[1] != shape[2]:
         raise ValueError(f"attention over {locations.shape[1]} slices does not fit volumes of {shape[2]}")
     planes = F.interpolate(locations, size=shape[:2], mode="bilinear", align_corners=False)
+    if inside is not None:
+        # an empty mask restricts nothing
+        share = torch.where(output.empty_mask.view(-1, 1, 1, 1), 1.0, inside[:, 0].float())
+        planes = planes * share.permute(0, 3, 1, 2)
     planes = planes / planes.sum((2, 3), keepdim=True).clamp(min=1e-12)
     weighted = planes * output.slice_attention.float()[:, :, None, None]
     total = weighted.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)

@@ -74,6 +74,11 @@ def test_attention_is_a_share_of_the_whole_volume() -> None:
     assert torch.allclose(found.sum((1, 2)), output.slice_attention, atol=1e-5)
     # whole locations are the liver's; between neighbours the map is interpolated
     assert share_inside(found[0], mask[0, 0] > 0) > 0.75
+    restricted = attention_map(output, (192, 160, 4), mask)
+    assert restricted is not None and torch.allclose(restricted.sum((1, 2)), output.slice_attention, atol=1e-5)
+    assert share_inside(restricted[0], mask[0, 0] > 0) == pytest.approx(1.0, abs=1e-5)
+    unmasked = attention_map(output._replace(empty_mask=torch.ones(2, dtype=torch.bool)), (192, 160, 4), mask * 0)
+    assert unmasked is not None and torch.allclose(unmasked, found)
     liver = mask[0, 0] > 0
     even = ClassifierOutput(output.logits, torch.full((2, 4), 0.25), torch.full((2, 4, 2, 2), 0.25), output.empty_mask)
     flat = attention_map(even, (192, 160, 4))
@@ -90,7 +95,8 @@ def test_a_trained_run_is_looked_into(tiny_cohort: Tiny, tmp_path: Path) -> None
     (path,) = tmp_path.glob("*/*/*/provenance.json")
     run = RunDirectory(path.parent)
     before = read_records(run.predictions)
-    assert before["x_attention_inside"].between(0, 1).all()
+    # reference masks: the arm looks at nothing but the liver
+    assert np.allclose(before["x_attention_inside"], 1)
     assert not list(run.path.glob("*/*.nii.gz"))
     assert run_command("test", ["--run", str(run.path), "-c", "look_inside"]) == 0
     after = read_records(run.predictions)
@@ -109,3 +115,4 @@ def test_a_trained_run_is_looked_into(tiny_cohort: Tiny, tmp_path: Path) -> None
         weight = np.asanyarray(nib.load(run.path / "attention" / f"{patient}_T2W.nii.gz").dataobj)
         slices = liver.any(axis=(0, 1))
         assert weight[:, :, slices].mean() > 0.5 > 0.05 > weight[:, :, ~slices].mean()
+        assert weight[liver].mean() > 3 * weight[~liver].mean()
