@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from scipy.special import expit
 
 from callbacks.run_directory import RunDirectory
 from datamodules.cohort import Cohort
@@ -39,6 +40,9 @@ SMALL_CLASSIFIER = [*PREPROCESSING, "--model.init_args.network.init_args.backbon
 
 WIDER = [PREPROCESSING[0], PREPROCESSING[1].replace("24, 24", "32, 32")]
 """For encoders that halve a slice five times."""
+
+DEEPER = [PREPROCESSING[0], PREPROCESSING[1].replace("24, 24, 8", "32, 32, 32")]
+"""For encoders that halve a volume five times."""
 
 # each YAML: the configurations that it is used with, in order, and what makes the whole small
 USE: dict[str, tuple[list[str], list[str]]] = {
@@ -98,6 +102,10 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     "model/pvt_v2_b2.yaml": (["direct", "model/pvt_v2_b2"], WIDER),
     "model/mambaout_tiny.yaml": (["direct", "model/mambaout_tiny"], WIDER),
     "model/swin_tiny.yaml": (["direct", "model/swin_tiny"], PREPROCESSING),
+    "model/volume_resnet18.yaml": (["direct", "model/volume_resnet18"], PREPROCESSING),
+    "model/volume_nnunet.yaml": (["masked_attention_resnet", "model/volume_nnunet"], PREPROCESSING),
+    "model/volume_densenet121.yaml": (["direct", "model/volume_densenet121"], DEEPER),
+    "model/volume_swin.yaml": (["masked_attention_resnet", "model/volume_swin"], DEEPER),
     "training/balanced.yaml": (["direct", "training/balanced"], SMALL_CLASSIFIER),
     "training/early_stopping.yaml": (["direct", "training/early_stopping"], SMALL_CLASSIFIER),
     "training/ema.yaml": (["direct", "training/ema"], SMALL_CLASSIFIER),
@@ -170,6 +178,10 @@ def test_an_epoch_leaves_all_that_is_promised(name: str, tiny_cohort: Tiny, tmp_
     if run.identity().role == "segmenter":
         assert not run.validation.exists()
     else:
+        kept = torch.load(run.checkpoint("best"), weights_only=True)["state_dict"]
+        for column, name in (("threshold", "threshold"), ("x_temperature", "temperature")):
+            assert set(rows[column]) == {float(kept[name])}, "the test used what the checkpoint holds"
+        assert rows["prob"].tolist() == pytest.approx(expit(rows["logit"] / rows["x_temperature"]).tolist(), abs=1e-6)
         held = read_records(run.validation)
         assert set(held["part"]) == {"valid"}
         assert set(held["patient_id"]).isdisjoint(TESTED), "the patients that chose the checkpoint, not the tested ones"

@@ -65,15 +65,15 @@ def whole(tiny_cohort: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return only_run(runs), int(found.group(1))
 
 
-def check_kills(tiny: Tiny, folder: Path, whole: tuple[RunDirectory, int], seeds: range) -> None:
+def check_kills(tiny: Tiny, folder: Path, whole: tuple[RunDirectory, int], seeds: range, *more: str) -> None:
     """Kill at a random event for each seed, resume, compare."""
     run, events = whole
     for seed in seeds:
         runs = folder / str(seed)
         at = random.Random(seed).randint(1, events)
-        assert run_killed(words_of(tiny, runs), at) == -signal.SIGKILL, (seed, at)
+        assert run_killed(words_of(tiny, runs, *more), at) == -signal.SIGKILL, (seed, at)
         log = folder / "log"
-        assert run_killed(words_of(tiny, runs), log=log) == 0, (seed, at, log.read_text())
+        assert run_killed(words_of(tiny, runs, *more), log=log) == 0, (seed, at, log.read_text())
         assert_same(only_run(runs), run)
         epochs = [line["epoch"] for line in lines_of(only_run(runs)) if "train/loss" in line]
         assert epochs == list(range(EPOCHS)), "no epoch twice, none left out"
@@ -84,6 +84,18 @@ def test_killed_and_resumed_is_as_never_killed(
     tiny_cohort: Tiny, tmp_path: Path, whole: tuple[RunDirectory, int]
 ) -> None:
     check_kills(tiny_cohort, tmp_path, whole, range(2))
+
+
+@pytest.mark.slow  # seven processes
+def test_averaged_weights_and_mixup_come_back_too(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    more = ("-c", "training/ema", "--model.init_args.mixup", "0.2", "--model.init_args.layer_decay", "0.5")
+    log = tmp_path / "log"
+    assert run_killed(words_of(tiny_cohort, tmp_path / "whole", *more), log=log) == 0, log.read_text()
+    found = re.search(r"events: (\d+)", log.read_text())
+    assert found
+    whole = only_run(tmp_path / "whole")
+    assert "current_model_state" in torch.load(whole.checkpoint("last"), weights_only=True)
+    check_kills(tiny_cohort, tmp_path / "killed", (whole, int(found.group(1))), range(3), *more)
 
 
 def test_a_torn_checkpoint_is_noticed_and_the_previous_one_used(
