@@ -129,6 +129,8 @@ HERE = [name for name in CONFIGS if name not in PROCESSES]
 LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_", "look_"))]
 """A few batches of the large encoders, of what changes training and of the probes are enough: the base configurations
 run whole epochs."""
+HEAVY = tuple(f"model/{name}.yaml" for name in ("vgg19", "convnext_tiny", "pvt_v2_b2", "mambaout_tiny"))
+"""Seconds each: run in the long tests; test_sequence_fusion.py trains their networks on less."""
 STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
 """Studies that run whole on the tiny cohort, and their arms."""
 LARGE = {"fibrosis_two_stage.yaml": 13, "mask_injection.yaml": 9}
@@ -151,7 +153,9 @@ def words_of(name: str, tiny: Tiny, runs: Path) -> list[str]:
     return [*tiny.words(*configs, runs=runs), *small, *ONE_LOGGER, "--trainer.accelerator", "cpu"]
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in HERE]
+)
 def test_a_few_batches(name: str, tiny_cohort: Tiny, tmp_path: Path) -> None:
     limits = {"limit_train_batches": 1, "limit_val_batches": 1, "max_epochs": 1, "check_val_every_n_epoch": 1}
     more = [word for key, value in limits.items() for word in (f"--trainer.{key}", str(value))]
