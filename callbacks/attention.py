@@ -62,12 +62,14 @@ class AttentionWriter(Callback):
     ) -> None:
         """Draw and measure one batch."""
         last, self._last = self._last, None
-        if last is None or (last.location_attention is None and not hasattr(pl_module.network, "aggregate")):
+        # it is listened to only where it is a PatientNetwork
+        network: Any = pl_module.network
+        if last is None or (last.location_attention is None and not hasattr(network, "aggregate")):
             return
         datamodule = datamodule_of(trainer)
         folder = RunDirectory(trainer.default_root_dir).path / "attention"
         shape = batch["image"].shape[2:]
-        inside = batch["mask"] if "attention" in pl_module.network.ways else None
+        inside = batch["mask"] if "attention" in network.ways else None
         whole = attention_map(last, (shape[0], shape[1], shape[2]), inside)
         for index, scan_id in enumerate(outputs["scan_id"]):
             locations = last.location_attention

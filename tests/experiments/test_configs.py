@@ -129,8 +129,12 @@ HERE = [name for name in CONFIGS if name not in PROCESSES]
 LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_", "look_"))]
 """A few batches of the large encoders, of what changes training and of the probes are enough: the base configurations
 run whole epochs."""
-HEAVY = tuple(f"model/{name}.yaml" for name in ("vgg19", "convnext_tiny", "pvt_v2_b2", "mambaout_tiny"))
-"""Seconds each: run in the long tests; test_sequence_fusion.py trains their networks on less."""
+HEAVY = tuple(
+    f"model/{name}.yaml"
+    for name in ("vgg19", "convnext_tiny", "pvt_v2_b2", "mambaout_tiny", "volume_swin", "volume_densenet121")
+)
+"""Seconds each: run in the long tests; test_sequence_fusion.py and test_whole_volume_classifier.py train their networks
+on less."""
 STUDY_USE = {"demo.yaml": ("segmenter", "direct", "segmentation-first")}
 """Studies that run whole on the tiny cohort, and their arms."""
 LARGE = {"fibrosis_two_stage.yaml": 13, "mask_injection.yaml": 9}
