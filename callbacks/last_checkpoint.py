@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.checkpoint_file import fault_of
 from callbacks.run_directory import RunDirectory
 from callbacks.throughput import PREFIX
 from datamodules.errors import InputError
@@ -184,22 +184,6 @@ def resume_point(run: RunDirectory) -> tuple[ResumePoint | None, list[str]]:
             fault = "does not say where the run's files stood"
         notes.append(f"{path} {fault}; it is not used")
     return None, notes
-
-
-def fault_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file, by the checksums in it; None where it is whole.
-
-    Args:
-        path: A checkpoint as PyTorch writes it: a zip archive.
-    """
-    if path.is_dir():
-        return "is a folder of parts (give FSDPStrategy 'state_dict_type: full')"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        return f"is torn ({' '.join(str(error).split())})"
-    return None if torn is None else f"is torn (checksum of {torn})"
 
 
 def prepare(run: RunDirectory, point: ResumePoint) -> None:

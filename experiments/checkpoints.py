@@ -11,12 +11,38 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from callbacks.last_checkpoint import fault_of
+from callbacks.checkpoint_file import require_whole
 from datamodules.errors import InputError
 from experiments.cell import PATH_KEYS
 
 SHOWN = 12
 """Differences of configuration that are listed one by one."""
+
+
+def content_of(path: Path, model_class: str) -> dict[str, Any]:
+    """What a checkpoint holds, if it is one of a class.
+
+    Args:
+        path: The checkpoint.
+        model_class: The configured module's class with its module; empty where any will do.
+
+    Raises:
+        InputError: The file is torn or no checkpoint, or holds another class.
+    """
+    require_whole(path)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content["state_dict"].keys()
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
+        cause = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: is not a checkpoint of hepastage ({cause}); give one of a run directory") from error
+    saved = content.get("model_class")
+    if model_class and saved is not None and saved != model_class:
+        raise InputError(
+            f"{path}: holds a {saved.rsplit('.', 1)[-1]}, not the configured {model_class.rsplit('.', 1)[-1]}; "
+            "give the configuration of its own run, or its folder with --run"
+        )
+    return content
 
 
 def weights_of(path: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -32,20 +58,8 @@ def weights_of(path: Path, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         InputError: The file is torn or no checkpoint, or holds another class or other shapes.
     """
-    if path.is_file() and fault_of(path) is not None:
-        raise InputError(f"{path}: {fault_of(path)}; give another checkpoint, or train the cell again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        weights: dict[str, Tensor] = content["state_dict"]
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        cause = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is not a checkpoint of hepastage ({cause}); give one of a run directory") from error
-    saved, own = content.get("model_class"), f"{type(model).__module__}.{type(model).__qualname__}"
-    if saved is not None and saved != own:
-        raise InputError(
-            f"{path}: holds a {saved.rsplit('.', 1)[-1]}, not the configured {type(model).__name__}; "
-            "give the configuration of its own run, or its folder with --run"
-        )
+    own = f"{type(model).__module__}.{type(model).__qualname__}"
+    weights: dict[str, Tensor] = content_of(path, own)["state_dict"]
     wanted = model.state_dict()
     other = [
         name

@@ -29,7 +29,9 @@ from experiments.cli_hints import (
     not_a_choice,
     required,
     staging_masks,
+    unfit_edges,
     wrong_choice,
+    wrong_classes,
     wrong_type,
 )
 from lightning_modules.classification import PatientClassifier
@@ -143,7 +145,7 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
             name, size = "data.init_args.preprocessing.shape", datamodule.store.preprocessing.shape
         divisor = model.divisible_by
         return [
-            f"{key}: {list(edges)} does not suit the network's strides; give multiples of {list(divisor)}"
+            unfit_edges(key, edges, divisor)
             for key, edges in ((name, size), ("model.init_args.window", model.window))
             if edges is not None and any(edge % factor for edge, factor in zip(edges, divisor, strict=True))
         ]
@@ -172,6 +174,5 @@ def misfits(model: LightningModule, datamodule: CohortDataModule) -> list[str]:
     ):
         by_source = datamodule.target_kind == "source"
         what = "the cohort's sources are" if by_source else f"the rule {datamodule.rule} has"
-        count = len(datamodule.class_names)
-        return [f"model.init_args.classes: is {model.classes}, but {what} {count} classes; set it to that"]
+        return [wrong_classes(model.classes, what, len(datamodule.class_names))]
     return []

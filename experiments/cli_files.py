@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import InputError
 from experiments.cli_given import Given
-from experiments.cli_hints import MASKED_WITHOUT, SEED, direct_with_masks, does_not_serve, required
+from experiments.cli_guards import attribute_of, plain_arguments
+from experiments.cli_hints import (
+    MASKED_WITHOUT,
+    SEED,
+    direct_with_masks,
+    does_not_serve,
+    required,
+    unfit_edges,
+    wrong_classes,
+)
 from experiments.cli_precheck import classes_given
 from experiments.cli_source import signature_of
+
+if TYPE_CHECKING:
+    from datamodules.labels import LabelRule
+    from datamodules.splits import Splits
 
 DIRECT = "lightning_modules.direct_classification.DirectClassificationModule"
 MASKED = "lightning_modules.masked_classification.MaskedClassificationModule"
 
+STAGING = "lightning_modules.staging.StagingModule"
+SEGMENTER = "lightning_modules.segmentation.SegmentationModule"
+CLASSIFIERS = (DIRECT, MASKED, STAGING)
+
 SERVED = {
-    "lightning_modules.segmentation.SegmentationModule": "datamodules.segmentation.SegmentationDataModule",
-    "lightning_modules.staging.StagingModule": "datamodules.staging.StagingDataModule",
+    SEGMENTER: "datamodules.segmentation.SegmentationDataModule",
+    STAGING: "datamodules.staging.StagingDataModule",
     "lightning_modules.slice_classification.SliceClassificationModule": "datamodules.slices.SliceDataModule",
 }
 """Models, and the data that serve them and no other."""
@@ -47,13 +65,21 @@ def check_files(given: Sequence[Given]) -> None:
         return
     if arguments["cohort"] is None:
         raise InputError(required(["data.init_args.cohort"]))
-    _open(arguments)
+    splits, rule = _open(arguments)
     _check_grid(last)
     if last.get("seed_everything") is False:
         raise InputError(SEED)
     if fault := misfit(classes["model"], classes["data"]):
         raise InputError(fault)
     _check_masks(arguments, classes["model"])
+    _check_patch(given, arguments, classes)
+    classes_of_model = last.get("model.init_args.classes", _default(classes["model"], "classes"))
+    by_rule = rule is not None and arguments.get("target", "label") in ("label", "permuted")
+    if rule is not None and by_rule and classes["model"] in CLASSIFIERS and type(classes_of_model) is int:
+        wanted = len(rule.class_names)
+        if classes_of_model != wanted:
+            raise InputError(wrong_classes(classes_of_model, f"the rule {rule} has", wanted))
+    _check_ranks(last, arguments, splits)
     _check_backbones(last, classes)
 
 
@@ -90,17 +116,22 @@ def _data_arguments(last: Mapping[str, Any], path: str) -> dict[str, Any] | None
     return arguments
 
 
-def _open(arguments: Mapping[str, Any]) -> None:
+def _default(path: str, name: str) -> Any:
+    argument = (signature_of(path) or {}).get(name)
+    return None if argument is None else argument.default
+
+
+def _open(arguments: Mapping[str, Any]) -> tuple[Splits | None, LabelRule | None]:
     # pandas takes half a second: not before it is needed
     from datamodules.opening import check_loading, label_rules, opened
 
     sequences = arguments.get("sequences") if "sequences" in arguments else [arguments.get("sequence")]
     if not isinstance(sequences, (list, tuple)) or not all(isinstance(name, str) for name in sequences):
-        return
+        return None, None
     check_loading(arguments.get("batch_size", 1), arguments.get("workers", 0))
     _, splits = opened(arguments["cohort"], arguments.get("splits"), arguments.get("fold", 0), sequences)
-    if "rule" in arguments:
-        label_rules(splits, arguments["rule"], arguments.get("test_rule"))
+    rule = label_rules(splits, arguments["rule"], arguments.get("test_rule"))[0] if "rule" in arguments else None
+    return splits, rule
 
 
 def _check_grid(last: Mapping[str, Any]) -> None:
@@ -130,6 +161,40 @@ def _check_masks(arguments: Mapping[str, Any], model: str) -> None:
         raise InputError(direct_with_masks(source))
     if model == MASKED and source == "none":
         raise InputError(MASKED_WITHOUT)
+
+
+def _check_patch(given: Sequence[Given], arguments: Mapping[str, Any], classes: Mapping[str, str]) -> None:
+    """Patches and windows against what the network halves them to; whole volumes are padded."""
+    network = classes.get("model.init_args.network", "")
+    if classes["model"] != SEGMENTER or not network.startswith("lightning_modules."):
+        return
+    values, unknown = plain_arguments("model.init_args.network", given)
+    strides = attribute_of(network, values, unknown, "strides")
+    model, _ = plain_arguments("model", given)
+    if strides is None or model.get("divisible_by") is not None:
+        return
+    divisor = [math.prod(factors) for factors in zip(*strides, strict=True)]
+    keys = {"data.init_args.patch": arguments.get("patch"), "model.init_args.window": model.get("window")}
+    faults = [
+        unfit_edges(key, edges, divisor)
+        for key, edges in keys.items()
+        if isinstance(edges, list) and len(edges) == len(divisor) and all(type(edge) is int for edge in edges)
+        and any(edge % factor for edge, factor in zip(edges, divisor, strict=True))
+    ]  # fmt: skip
+    if faults:
+        raise InputError(*faults)
+
+
+def _check_ranks(last: Mapping[str, Any], arguments: Mapping[str, Any], splits: Splits | None) -> None:
+    from experiments.cli_machine import processes_of, rank_faults
+
+    trainer = {name: last.get(f"trainer.{name}", 1) for name in ("devices", "num_nodes", "accumulate_grad_batches")}
+    ranks, accumulated = processes_of(trainer), trainer["accumulate_grad_batches"]
+    if splits is None or ranks is None or ranks < 2 or type(accumulated) is not int or accumulated < 1:
+        return
+    size = None if arguments.get("patch") is not None else arguments.get("batch_size")
+    if faults := rank_faults(ranks, splits, arguments.get("fold", 0), size, accumulated):
+        raise InputError(*faults)
 
 
 def _check_backbones(last: Mapping[str, Any], classes: Mapping[str, str]) -> None:

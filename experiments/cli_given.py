@@ -19,11 +19,13 @@ class Given:
         key: Dotted, from the top: ``model.init_args.network.class_path``.
         value: As it stands there; of a mapping each key is listed by itself.
         where: The configuration file, or ``the command line``.
+        appended: Whether it is added to what was there: ``--trainer.callbacks+ ...``.
     """
 
     key: str
     value: Any
     where: str
+    appended: bool = False
 
 
 COMMAND_LINE = "the command line"
@@ -46,7 +48,8 @@ def given_of(words: Sequence[str]) -> list[Given]:
         if name in ("-c", "--config"):
             found += flat(_loaded(Path(value)), "", Path(value).name)
         else:
-            found += flat(_parsed(value), name.lstrip("-").rstrip("+"), COMMAND_LINE)
+            more = list(flat(_parsed(value), name.lstrip("-").rstrip("+"), COMMAND_LINE))
+            found += [dataclasses.replace(item, appended=True) for item in more] if name.endswith("+") else more
     return found
 
 

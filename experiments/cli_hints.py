@@ -29,6 +29,7 @@ TYPES = {
 
 CHOICES = {
     "trainer.precision": "choose one of 32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, 64-true",
+    "trainer.accelerator": "choose one of auto, cpu, gpu, cuda, mps, tpu",
     "trainer.strategy": "choose one of auto, ddp, fsdp or a class_path",
 }
 """Keys whose types Lightning declares so widely that the parser's complaint misleads."""
@@ -90,6 +91,16 @@ def does_not_serve(datamodule: str, model: str) -> str:
     return f"data.class_path: {datamodule} does not serve {model}; change one"
 
 
+def wrong_classes(classes: int, what: str, wanted: int) -> str:
+    """A classifier of another number of classes than its target's."""
+    return f"model.init_args.classes: is {classes}, but {what} {wanted} classes; set it to that"
+
+
+def unfit_edges(key: str, edges: Sequence[int], divisor: Sequence[int]) -> str:
+    """A patch or window that a network cannot halve often enough."""
+    return f"{key}: {list(edges)} does not suit the network's strides; give multiples of {list(divisor)}"
+
+
 MASKED_WITHOUT = "data.init_args.mask_source: is none, but a masked arm needs masks; set it to out_of_fold"
 """A masked arm whose data hand out none."""
 
@@ -116,3 +127,19 @@ def did_you_mean(key: str, known: Sequence[str]) -> str:
     beginning = [name for name in known if name.startswith(key)]
     near = difflib.get_close_matches(key, known, n=1) or beginning[:1]
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def too_few(ranks: int, part: str, fold: int, patients: int) -> str:
+    """A part with fewer patients than processes."""
+    return (
+        f"trainer.devices: {ranks} processes, but the {part} part of fold {fold} has only {patients} patients; use at "
+        f"most {patients}, or fewer folds"
+    )
+
+
+def step_too_large(ranks: int, step: int, patients: int, most: int) -> str:
+    """A step of all processes that is larger than the training part."""
+    return (
+        f"data.init_args.batch_size: counts for each process; {ranks} processes take {step} items a step, more than "
+        f"the {patients} training patients; set it to at most {most}"
+    )

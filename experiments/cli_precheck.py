@@ -36,7 +36,7 @@ def precheck(given: Sequence[Given]) -> None:
     Raises:
         InputError: A key, class or value is wrong: the first fault.
     """
-    given = _with_members(given)
+    given = with_members(given)
     classes = classes_given(given)
     for item in given:
         parts = item.key.split(".")
@@ -60,10 +60,13 @@ def precheck(given: Sequence[Given]) -> None:
             _check_value(place, item, classes)
 
 
-def _with_members(given: Sequence[Given]) -> list[Given]:
+def with_members(given: Sequence[Given]) -> list[Given]:
     """All that was given, and the members of lists of classes by their number: ``trainer.callbacks.0.class_path``.
 
     A list that is replaced by a later one is left as it is.
+
+    Args:
+        given: All that was given.
     """
     found: list[Given] = []
     for place, item in enumerate(given):

@@ -28,6 +28,7 @@ class Argument:
         module: The module in which the expression is to be read.
         required: Whether it has no default.
         default: Its default where that is a plain value, else None.
+        plain: Whether it has a default that is a plain value.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Argument:
     module: str
     required: bool
     default: Any = None
+    plain: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def signature_of(path: str) -> dict[str, Argument] | None:
         path: The class with its module.
     """
     module, _, name = path.rpartition(".")
-    found = _class(name, module)
+    found = definition_of(name, module)
     if found is None:
         return None
     written, home = found
@@ -71,7 +73,7 @@ def signature_of(path: str) -> dict[str, Argument] | None:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             if node.args.kwarg is not None:
                 return None
-            return _arguments(node.args, home)
+            return arguments_in(node.args, home)
     return None
 
 
@@ -93,7 +95,7 @@ def fields_of(path: str) -> dict[str, Argument] | None:
         path: The class with its module.
     """
     module, _, name = path.rpartition(".")
-    found = _class(name, module)
+    found = definition_of(name, module)
     if found is None:
         return None
     written, home = found
@@ -226,26 +228,68 @@ def source_of(module: str) -> Path | None:
     return None
 
 
-def _class(name: str, module: str, depth: int = 4) -> tuple[ast.ClassDef, str] | None:
-    """A class and the module it is written in, found through modules that import it from others."""
+def definition_of(name: str, module: str, depth: int = 4) -> tuple[ast.ClassDef, str] | None:
+    """A class and the module it is written in, found through modules that import it from others.
+
+    Args:
+        name: The class.
+        module: A module that has it.
+        depth: Modules that are followed.
+    """
     tree = tree_of(module)
     for node in tree.body if tree and depth else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node, module
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _class(alias.name, node.module, depth - 1)
+                    return definition_of(alias.name, source_module(node, module), depth - 1)
     return None
 
 
-def _arguments(arguments: ast.arguments, module: str) -> dict[str, Argument]:
-    plain = arguments.args[1:]
+def home_of(path: str) -> str:
+    """The class with the module it is written in; empty where the source does not say.
+
+    Args:
+        path: The class with a module that has it.
+    """
+    module, _, name = path.rpartition(".")
+    found = definition_of(name, module)
+    return "" if found is None else f"{found[1]}.{found[0].name}"
+
+
+def source_module(node: ast.ImportFrom, module: str) -> str:
+    """The module from which a statement imports, with its whole name.
+
+    Args:
+        node: ``from .adam import Adam``.
+        module: Where it stands.
+    """
+    if node.level == 0:
+        return node.module or ""
+    source = source_of(module)
+    # of a package's own file one dot is the package itself
+    up = node.level - (1 if source is not None and source.name == "__init__.py" else 0)
+    parts = module.split(".")
+    return ".".join([*parts[: len(parts) - up], *([node.module] if node.module else [])])
+
+
+def arguments_in(arguments: ast.arguments, module: str, bound: bool = True) -> dict[str, Argument]:
+    """Arguments of a function by name.
+
+    Args:
+        arguments: As they are written.
+        module: Where.
+        bound: Whether the first one is the object.
+    """
+    plain = arguments.args[1:] if bound else arguments.args
     defaults = [None] * len(arguments.args) + list(arguments.defaults)
     pairs = [*zip(plain, defaults[len(defaults) - len(plain) :] if plain else [], strict=True)]
     pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     return {
-        argument.arg: Argument(argument.arg, argument.annotation, module, default is None, _plain(default))
+        argument.arg: Argument(
+            argument.arg, argument.annotation, module, default is None, _plain(default), _is_plain(default)
+        )
         for argument, default in pairs
     }
 
@@ -255,6 +299,10 @@ def _plain(node: ast.expr | None) -> Any:
         return None if node is None else ast.literal_eval(node)
     except ValueError:
         return None
+
+
+def _is_plain(node: ast.expr | None) -> bool:
+    return node is not None and (_plain(node) is not None or ast.unparse(node) == "None")
 
 
 def _kinds(node: ast.expr, module: str, depth: int) -> list[Kind]:

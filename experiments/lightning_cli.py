@@ -21,9 +21,11 @@ from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_json, write_json, write_text
 from experiments.batch_parts import compute_in_parts
 from experiments.cell import PATH_KEYS, add_watchers, identity_of, place
-from experiments.cli_checks import process_faults, trainer_faults
+from experiments.cli_cells import request_of, require_cell
+from experiments.cli_checks import process_faults
 from experiments.cli_errors import explained, misfits
 from experiments.cli_given import class_changes, given_of, located
+from experiments.cli_machine import trainer_faults
 from experiments.cli_words import expand_run, take_restart, with_shipped
 from experiments.quiet import quieten_lightning
 from experiments.run_logging import tell_configuration
@@ -118,6 +120,7 @@ class HepastageCLI(LightningCLI):
         text = yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
         write_text(self.directory.config, text)
         record = provenance_record(self.identity, sha256_of_json(self.resolved), [self.command, *self.arguments])
+        record["request"] = request_of(given_of(self.arguments))
         if point is not None and self.directory.provenance.is_file():
             earlier = read_json(self.directory.provenance, "a run's provenance")
             now = {key: value for key, value in record.items() if key not in ("identity", "wandb_id")}
@@ -170,11 +173,8 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         restart, words = take_restart(words)
     run_dir, which, rest = expand_run(command, words)
     cli = parsed(command, rest)
-    if run_dir is not None and cli.directory.path != run_dir.path:
-        raise InputError(
-            f"{run_dir.path}: its configuration, with the arguments given, now means the cell {cli.identity.cell}; the "
-            "cohort, the split or an argument differs from what it was trained with"
-        )
+    if run_dir is not None:
+        require_cell(run_dir, cli.directory)
     if command == "fit":
         fit(cli, restart)
     else:

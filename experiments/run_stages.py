@@ -12,8 +12,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.last_checkpoint import ResumePoint, prepare, reached, resume_point, tidy
 from callbacks.run_directory import RunDirectory
-from datamodules.errors import InputError, RunFailedError
+from datamodules.errors import RunFailedError
 from experiments.checkpoints import differences, weights_of
+from experiments.cli_cells import refuse_if_trained
 from experiments.wandb_media import log_results
 from experiments.wandb_runs import finish_wandb, go_on
 from lightning_modules.classification import PatientClassifier
@@ -69,11 +70,8 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
         SystemExit: A SIGTERM ended the training, with code 143.
     """
     run = cli.directory
-    if "fit" in run.finished() and not restart:
-        raise InputError(
-            f"{run.path}: this cell is already trained; test it with 'hepastage test --run', "
-            "or train it again with 'hepastage fit ... --restart'"
-        )
+    if not restart:
+        refuse_if_trained(run)
     # each process finds the same: rank zero leaves these files alone until all have read them
     point, notes = (None, []) if restart else resume_point(run)
     if cli.trainer.is_global_zero:

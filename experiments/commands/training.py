@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from callbacks.run_directory import RunDirectory
+    from experiments.cli_given import Given
+
 HELP = {
     "fit": "train one cell: hepastage fit -c CONFIG.yaml [-c OVERLAY.yaml …] [--model.… --data.… --trainer.…]",
     "validate": "measure a trained cell on its validation patients: hepastage validate --run RUN_DIR",
@@ -57,21 +60,51 @@ def run(arguments: Sequence[str]) -> int:
 
 def _carry_out(command: str, rest: list[str]) -> int:
     """What one process does."""
-    from experiments.cli_files import check_files
     from experiments.cli_given import given_of
-    from experiments.cli_precheck import precheck
     from experiments.cli_words import expand_run, take_restart, with_shipped
 
-    # what can be seen in the words alone is answered before seconds of imports
-    words = take_restart(rest)[1] if command == "fit" else rest
+    # what can be seen without Lightning is answered before seconds of imports
+    restart, words = take_restart(rest) if command == "fit" else (False, rest)
     run, which, words = expand_run(command, words)
     given = given_of(with_shipped(words))
-    precheck(given)
-    check_files(given)
-    if run is not None and not any(item.key == "print_config" for item in given):
-        run.require_trained()
-        run.checkpoint(which)
+    _check(command, run, which, restart, given)
 
     from experiments.lightning_cli import run_command
 
     return run_command(command, rest)
+
+
+def _check(command: str, run: RunDirectory | None, which: str, restart: bool, given: Sequence[Given]) -> None:
+    """All checks that need no Lightning, those that need torch last.
+
+    Raises:
+        InputError: Something is wrong.
+    """
+    from experiments.cli_files import check_files
+    from experiments.cli_guards import check_guards
+    from experiments.cli_machine import check_machine
+    from experiments.cli_precheck import classes_given, precheck
+    from experiments.cli_source import home_of
+
+    precheck(given)
+    check_files(given)
+    check_guards(given)
+    if any(item.key == "print_config" for item in given):
+        return
+
+    # these open the cohort: half a second
+    from callbacks.checkpoint_file import require_whole
+    from experiments.cli_cells import refuse_other_cell, refuse_trained
+
+    if run is not None:
+        run.require_trained()
+        checkpoint = run.checkpoint(which)
+        require_whole(checkpoint)
+        refuse_other_cell(run, given)
+        if checkpoint.parent != run.checkpoints:
+            from experiments.checkpoints import content_of
+
+            content_of(checkpoint, home_of(classes_given(given)["model"][-1][1]))
+    elif command == "fit" and not restart:
+        refuse_trained(given)
+    check_machine(given)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.errors import InputError
-from experiments import cli_checks
-from experiments.cli_checks import trainer_faults
+from experiments import cli_checks, cli_machine
+from experiments.cli_machine import trainer_faults
 from experiments.lightning_cli import parsed
 from tests.tiny import CLASSIFIER, Tiny
 
@@ -45,6 +46,14 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8"}
         ({"num_nodes": 2, "devices": 1}, 0, {"SLURM_NTASKS": "2"}, None),
         ({"num_nodes": 2, "devices": 2}, 0, TORCHRUN, "2 on each of 2 nodes, but torchrun started 8 processes"),
         ({"num_nodes": 2, "devices": 4}, 0, TORCHRUN, None),
+        ({"accelerator": "gpuu"}, 0, {}, r"trainer\.accelerator: gpuu is not one; choose one of auto, cpu"),
+        ({"accelerator": "hpu"}, 0, {}, None),
+        ({"accelerator": "cpu", "devices": 0}, 0, {}, r"trainer\.devices: is 0; give a number of processes from 1 on"),
+        ({"accelerator": "cpu", "devices": [0, 1]}, 2, {}, r"\[0, 1\] names GPUs, and the accelerator is cpu"),
+        ({"accumulate_grad_batches": 0}, 0, {}, r"trainer\.accumulate_grad_batches: is 0; give 1 or more"),
+        ({"overfit_batches": 2.0}, 0, {}, None),
+        ({"devices": "-1"}, 0, {}, r"trainer\.devices: is -1; give"),
+        ({"accelerator": "cpu", "devices": "2"}, 0, {}, None),
     ],
 )
 def test_on_this_machine(
@@ -54,7 +63,7 @@ def test_on_this_machine(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for name in (*cli_checks.LAUNCHERS, "WORLD_SIZE"):
+    for name in (*cli_machine.LAUNCHERS, "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -67,9 +76,27 @@ def test_on_this_machine(
         assert ";" in fault and len(fault) < 250, "what to do next, in one line"
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_epochs": -2}, {"max_steps": -2}, {"num_nodes": 0}, {"limit_train_batches": 1.5},
+        {"limit_val_batches": -1}, {"overfit_batches": 1.5}, {"devices": 0}, {"devices": [0, 1]},
+        {"accelerator": "gpuu"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_refused_early_is_what_the_trainer_refuses(values: dict[str, Any]) -> None:
+    from lightning.pytorch import Trainer
+
+    assert len(trainer_faults({"accelerator": "cpu", **values})) == 1
+    with pytest.raises((ValueError, TypeError, MisconfigurationException)):
+        Trainer(**{"accelerator": "cpu", "logger": False, **values})
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_bfloat16_that_the_processor_lacks(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_checks, "fast_bf16", lambda: there)
+    monkeypatch.setattr(cli_machine, "fast_bf16", lambda: there)
     import warnings
 
     with warnings.catch_warnings(record=True) as caught:

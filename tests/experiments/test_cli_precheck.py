@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.resources
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from datamodules.errors import InputError
 from experiments.cli_files import check_files
 from experiments.cli_given import given_of
+from experiments.cli_guards import check_guards, refusal
 from experiments.cli_precheck import precheck
 from experiments.cli_words import with_shipped
-from tests.tiny import CLASSIFIER, Tiny
+from tests.tiny import CLASSIFIER, SEGMENTER, Tiny
 
 CONFIGS = sorted(Path(str(importlib.resources.files("experiments.configs"))).rglob("*.yaml"))
 COMPLETE = ("direct", "masked_attention_resnet", "segmentation", "staging")
@@ -56,6 +61,8 @@ FILES = [
     ["--data.init_args.preprocessing.shape", "[1, 2, -3]"],
     ["--data", "datamodules.segmentation.SegmentationDataModule"],
     ["--study", "liver T2"],
+    ["--model.init_args.classes", "4", "--model.init_args.network.init_args.classes", "4"],
+    ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.batch_size", "3"],
 ]
 RIGHT = [
     ["--trainer.max_epochs", "-1"],
@@ -160,6 +167,29 @@ def test_the_parser_says_the_same(
     assert early == said
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("segmentation", ["--data.init_args.patch", "[12, 16, 8]"]),
+        ("segmentation", ["--model.init_args.window", "[16, 16, 6]", "--data.init_args.patch", "[16, 16, 8]"]),
+        ("direct", ["--trainer.devices", "5", "--trainer.strategy", "ddp"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_all_faults_of_a_kind_are_said_at_once(
+    config: str, words: list[str], tiny_cohort: Tiny, tmp_path: Path
+) -> None:
+    from experiments.lightning_cli import parsed
+
+    more = SEGMENTER if config == "segmentation" else CLASSIFIER
+    whole = [*tiny_cohort.words(config, runs=tmp_path), *more, *words]
+    with pytest.raises(InputError) as early:
+        check_files(given_of(with_shipped(whole)))
+    with pytest.raises(InputError) as late:
+        parsed("fit", whole)
+    assert early.value.faults == late.value.faults
+
+
 def test_a_class_that_another_package_does_not_have() -> None:
     fault = fault_of(["-c", "direct", "--model.init_args.optimizer.class_path", "torch.optim.AdamWW"], False)
     assert fault.endswith("there is no class 'torch.optim.AdamWW' for model.init_args.optimizer; did you mean 'AdamW'?")
@@ -183,6 +213,7 @@ def test_nothing_heavy_is_imported(more: list[str], tiny_cohort: Tiny, tmp_path:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_shipped_configuration_is_called_wrong(path: Path) -> None:
     precheck(given_of(["-c", str(path)]))
+    check_guards(given_of(["-c", str(path)]))
 
 
 @pytest.mark.parametrize("name", COMPLETE)
@@ -193,7 +224,9 @@ def test_no_resolved_configuration_is_called_wrong(
     from experiments.lightning_cli import parsed
 
     with pytest.raises(SystemExit):
-        parsed("fit", [*tiny_cohort.words(name, runs=tmp_path), "--print_config"])
+        # the tiny cohort's rule has two classes
+        more = ["--model.init_args.classes", "2"] if name == "staging" else []
+        parsed("fit", [*tiny_cohort.words(name, runs=tmp_path), *more, "--print_config"])
     text = capsys.readouterr().out
     assert yaml.safe_load(text)["data"]["init_args"]["cohort"] == str(tiny_cohort.cohort)
     (tmp_path / "resolved.yaml").write_text(text)
@@ -201,17 +234,21 @@ def test_no_resolved_configuration_is_called_wrong(
     precheck(given)
     if name != "masked_attention_resnet":
         check_files(given)
+    check_guards(given)
 
 
 @pytest.mark.parametrize("words", RIGHT, ids=" ".join)
 def test_no_right_value_is_called_wrong(words: list[str]) -> None:
-    precheck(given_of(with_shipped(["-c", "direct", *words])))
+    given = given_of(with_shipped(["-c", "direct", *words]))
+    precheck(given)
+    check_guards(given)
 
 
 def test_a_right_command_passes(tiny_cohort: Tiny, tmp_path: Path) -> None:
     given = given_of(with_shipped(words_of(tiny_cohort, tmp_path)))
     precheck(given)
     check_files(given)
+    check_guards(given)
 
 
 @pytest.mark.parametrize(
@@ -256,3 +293,107 @@ def test_a_mistyped_member_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(chain()).replace("RandomNoise", "RandomNoize"))
     with pytest.raises(InputError, match=r"own\.yaml: .*transforms\.0\.class_path: there is no class .*RandomNoize"):
         precheck(given_of(with_shipped(["-c", "segmentation", "-c", str(path)])))
+
+
+NETWORKS = "lightning_modules.networks"
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("lightning_modules.segmentation.SegmentationModule", {"mirror_axes": [7]}),
+    ("lightning_modules.segmentation.SegmentationModule", {"divisible_by": [0, 1, 1]}),
+    ("lightning_modules.direct_classification.DirectClassificationModule", {"classes": 1}),
+    ("lightning_modules.direct_classification.DirectClassificationModule", {"warmup": 1.0}),
+    (f"{NETWORKS}.unet.NNUNet", {"features": [4]}),
+    (f"{NETWORKS}.unet.NNUNet", {"features": [4, 8, 8], "kernel_sizes": [3]}),
+    (f"{NETWORKS}.volume_classifier.SliceClassifier", {"mask_injection": ["gate", "gate"]}),
+    (f"{NETWORKS}.volume_classifier.SliceClassifier", {"mask_injection": ["crop"], "crop_margin": -1}),
+    (f"{NETWORKS}.volume_classifier.SliceClassifier", {"neighbours": -1}),
+    (f"{NETWORKS}.sequence_fusion.SequenceFusionClassifier", {"sequences": ["T1W", "T1W"]}),
+    ("datamodules.augmentation.RandomFlip", {"axes": [5]}),
+    ("datamodules.augmentation.RandomNoise", {"p": 5.0}),
+    ("datamodules.augmentation.RandomElasticDeformation", {"locked_borders": 7}),
+    ("lightning_modules.losses.classification.FocalLoss", {"gamma": -1.0}),
+    ("lightning_modules.losses.ordinal.CornLoss", {"classes": 1}),
+]
+"""Arguments that constructors refuse, by class."""
+
+
+@pytest.mark.parametrize(("path", "arguments"), REFUSED, ids=lambda value: str(value).rsplit(".", 1)[-1])
+def test_what_a_constructor_refuses_is_read_from_its_source(path: str, arguments: dict[str, Any]) -> None:
+    """The constructor itself is the oracle; others of its arguments are what the parser would make of them."""
+    from torch import nn
+
+    module, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    needed = inspect.signature(made).parameters
+    values = {
+        key: tuple(value) if key in ("mirror_axes", "divisible_by") else value for key, value in arguments.items()
+    }
+    if "network" in needed:
+        values["network"] = nn.Identity()
+    if "optimizer" in needed:
+        values["optimizer"] = torch.optim.AdamW
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        made(**values)
+    assert refusal(path, arguments) == " ".join(str(caught.value).split())
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("torch.optim.AdamW", {"lr": -1.0}),
+        ("torch.optim.SGD", {"lr": 0.1, "momentum": -1.0}),
+    ],
+)
+def test_optimizers_are_read_too(path: str, arguments: dict[str, Any]) -> None:
+    made = getattr(torch.optim, path.rsplit(".", 1)[-1])
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        made([torch.zeros(1)], **arguments)
+    assert refusal(path, arguments) == str(caught.value)
+    assert refusal(path, {"lr": 0.1}) is None
+
+
+def test_what_is_not_followed_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A return that may be taken, or a loop that may be left, hides what comes after it."""
+    (tmp_path / "callbacks_like").mkdir()
+    text = """
+class Early:
+    def __init__(self, number: int, other=None):
+        if unknown(other):
+            return
+        if number < 0:
+            raise ValueError(f"number={number}")
+
+class Loop:
+    def __init__(self, number: int):
+        for step in (1, 2):
+            if step == 1:
+                continue
+            if number < 0:
+                raise ValueError("in the loop")
+
+class Changed:
+    def __init__(self, number: int):
+        number = unknown(number)
+        if number < 0:
+            raise ValueError(f"number={number}")
+
+class Plain:
+    def __init__(self, number: int):
+        if number < 0:
+            raise ValueError(f"number={number}")
+"""
+    (tmp_path / "callbacks_like" / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {name: refusal(f"callbacks_like.{name}", {"number": -1}) for name in ("Early", "Loop", "Changed", "Plain")}
+    assert found == {"Early": None, "Loop": None, "Changed": None, "Plain": "number=-1"}
+
+
+def test_a_refusal_names_its_key(tmp_path: Path) -> None:
+    words = ["-c", "segmentation", "--model.init_args.mirror_axes", "[7]"]
+    with pytest.raises(InputError) as caught:
+        check_guards(given_of(with_shipped(words)))
+    (fault,) = caught.value.faults
+    assert fault.startswith("--model.init_args.mirror_axes: mirror_axes=(7,): axes are 0, 1 and 2; 'hepastage fit")
+    # what is appended to a list is not the list
+    check_guards(
+        given_of(with_shipped(["-c", "direct", "--model.init_args.network.init_args.mask_injection+", "gate"]))
+    )
