@@ -28,6 +28,7 @@ MACHINE_KEYS = ("logger", "default_root_dir", "accelerator", "enable_progress_ba
 WATCHERS: dict[str, dict[str, Any]] = {
     "callbacks.last_checkpoint.LastCheckpoint": {"every_s": 10.0},
     "callbacks.throughput.Throughput": {},
+    "callbacks.preemption.Preemption": {},
 }
 """Callbacks that each run has, with their arguments; a cell's id does not depend on them."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.last_checkpoint import ResumePoint, prepare, reached, resume_point, tidy
+from callbacks.preemption import Preemption, queue_again
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import RunFailedError
 from experiments.checkpoints import differences, weights_of
@@ -91,7 +92,7 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
                 weights_only=None if point is None else True,
             )
         except SIGTERMException as stop:
-            say("hepastage: stopped by SIGTERM; the same command goes on from the last checkpoint")
+            _leave(cli)
             raise SystemExit(143) from stop
         except SystemExit as stop:
             # Lightning turns the keyboard's interrupt into an exit of its own
@@ -107,6 +108,17 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
     if cli.trainer.is_global_zero:
         tidy(run)
     finish(cli, "fit", epochs=epochs, metrics=metrics)
+
+
+def _leave(cli: HepastageCLI) -> None:
+    """Say why a training has stopped; a job that was warned by SIGUSR1 is queued again."""
+    if not cli.trainer.is_global_zero:
+        return
+    found = [callback for callback in cli.trainer.callbacks if isinstance(callback, Preemption)]  # type: ignore[attr-defined]  # a list
+    name = next((callback.signal.name for callback in found if callback.signal is not None), "SIGTERM")
+    say(f"hepastage: stopped by {name}; the same command goes on from the last checkpoint")
+    if name == "SIGUSR1" and queue_again():
+        say("hepastage: the job is queued again")
 
 
 def begin(run: RunDirectory, point: ResumePoint | None, notes: Sequence[str]) -> None:

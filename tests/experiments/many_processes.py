@@ -8,6 +8,8 @@ importing torch takes longer than training them.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,12 @@ class StepLosses(Callback):
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Get the signal that ``HEPASTAGE_TEST_SIGNAL`` names: ``SIGNAL:RANK:STEP``, steps counted from 0."""
+        name, rank, step = os.environ.get("HEPASTAGE_TEST_SIGNAL", "SIGKILL:-1:-1").split(":")
+        if (trainer.global_rank, trainer.global_step) == (int(rank), int(step)):
+            os.kill(os.getpid(), signal.Signals[name])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

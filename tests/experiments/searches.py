@@ -69,7 +69,7 @@ def run_here(path: Path, runner: str) -> int:
 
 
 def folder_of(search: Path) -> SearchFolder:
-    return SearchFolder(search.parent / "runs" / "tiny")
+    return SearchFolder(search.parent / "runs" / str(yaml.safe_load(search.read_text())["search"]))
 
 
 def study_of(search: Path, notes: list[str] | None = None) -> optuna.Study:

@@ -54,10 +54,10 @@ def specification(folder: Path, name: str, batch_size: int, words: list[str], ar
     return path
 
 
-def command(spec: Path, *torchrun: str) -> subprocess.Popen[str]:
+def command(spec: Path, *torchrun: str, **more: str) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", *torchrun] if torchrun else []
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "tests.experiments.many_processes", str(spec)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -204,3 +204,63 @@ def test_accumulated_batches_equal_one_large_batch(odd: Path, one: Path) -> None
 def factor(halves: np.ndarray, whole: list[float]) -> float:
     """Lightning hands the loss out as it was, or divided by the number of accumulated batches."""
     return float(round(whole[0] / halves[:2].mean()))
+
+
+EXACT = [
+    *TWO, "--trainer.deterministic", "true", "--trainer.callbacks+",
+    "{class_path: callbacks.last_checkpoint.LastCheckpoint, init_args: {every_s: 0}}",
+]  # fmt: skip
+"""Two processes, and a checkpoint after each epoch."""
+
+
+@pytest.fixture(scope="module")
+def two_whole(odd: Path) -> RunDirectory:
+    """The direct arm in two processes, not interrupted: three epochs of two steps."""
+    code, text = ended(command(specification(odd, "whole", 2, EXACT, ("direct",))))
+    assert code == 0, text
+    run = run_of(odd / "whole", "direct")
+    assert torch.load(run.checkpoint("last"), weights_only=True)["global_step"] == 6
+    return run
+
+
+def check_resumed(run: RunDirectory, whole: RunDirectory) -> None:
+    """Weights, optimizer and schedule to the last bit; log and records the same, and no epoch twice."""
+    for name in ("last", "best"):
+        first, second = (torch.load(r.checkpoint(name), weights_only=True) for r in (run, whole))
+        torch.testing.assert_close(first["state_dict"], second["state_dict"], rtol=0, atol=0)
+        torch.testing.assert_close(first["optimizer_states"], second["optimizer_states"], rtol=0, atol=0)
+        assert first["lr_schedulers"] == second["lr_schedulers"]
+        assert first["epoch"] == second["epoch"] and first["global_step"] == second["global_step"]
+    assert lines_of(run) == lines_of(whole)
+    assert [line["epoch"] for line in lines_of(run) if "train/loss" in line] == [0, 1, 2]
+    for name in ("predictions", "validation"):
+        pd.testing.assert_frame_equal(pd.read_parquet(getattr(run, name)), pd.read_parquet(getattr(whole, name)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_two_processes_killed_and_resumed_are_as_never_killed(seed: int, odd: Path, two_whole: RunDirectory) -> None:
+    """One process is killed at a random step, and with it the run; the same command goes on."""
+    random = np.random.default_rng(seed)
+    # either of the two, and at a step from the second one on
+    where = f"SIGKILL:{(seed + 1) % 2}:{random.integers(1, 6)}"
+    spec = specification(odd, f"killed{seed}", 2, EXACT, ("direct",))
+    code, text = ended(command(spec, HEPASTAGE_TEST_SIGNAL=where))
+    assert code != 0, text
+    assert not list((odd / f"killed{seed}").glob("many/direct/*/done.json"))
+    code, text = ended(command(spec))
+    assert code == 0, f"{where}\n{text}"
+    check_resumed(run_of(odd / f"killed{seed}", "direct"), two_whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_one_process_lets_both_leave(name: str, odd: Path, two_whole: RunDirectory) -> None:
+    """A scheduler's signal reaches one of the two; both leave after the same batch, with a message and no traceback."""
+    spec = specification(odd, name, 2, EXACT, ("direct",))
+    code, text = ended(command(spec, HEPASTAGE_TEST_SIGNAL=f"{name}:1:3"))
+    assert code == 143 and text.count("the same command goes on from the last checkpoint") == 1, text
+    assert "Traceback" not in text, text
+    code, text = ended(command(spec))
+    assert code == 0 and "going on after epoch 1" in text, text
+    check_resumed(run_of(odd / name, "direct"), two_whole)

@@ -142,10 +142,14 @@ def _configure(folder: Path, cpus: int, gpus: int) -> None:
         "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_CPU", "GresTypes": "gpu",
         "SchedulerType": "sched/backfill", "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=0",
         "SlurmdParameters": "config_overrides", "ReturnToService": 2, "KillWait": 5, "MinJobAge": 3600,
+        "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE",
     }  # fmt: skip
     lines = [f"{key}={value}" for key, value in settings.items()]
     # memory is not enforced; Snakemake asks for some by default
     node = f"NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=16000"
     lines.append(f"{node} Gres=gpu:{gpus} State=UNKNOWN")
-    lines.append("PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE DefaultTime=60 State=UP")
+    common = "Nodes=localhost MaxTime=INFINITE DefaultTime=60 State=UP"
+    lines.append(f"PartitionName=main {common} Default=YES PriorityTier=2 PreemptMode=off")
+    # jobs of this one give way to the other's: SIGTERM, some seconds, and they are queued again
+    lines.append(f"PartitionName=low {common} PriorityTier=1 PreemptMode=requeue GraceTime=60")
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
