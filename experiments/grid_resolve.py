@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import itertools
+import multiprocessing
+import os
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,11 @@ from datamodules.errors import InputError
 from datamodules.files import sha256_of_json
 from experiments.cell import PATH_KEYS, identity_of
 from experiments.cli_errors import explained
+from experiments.cli_given import given_of
 from experiments.cli_words import with_shipped
 from experiments.grid_folder import GridFolder, Plan, Planned, write_record
 from experiments.grid_words import Places, all_cells, bands_of, words_of
-from experiments.lightning_cli import HepastageCLI, parsed
+from experiments.lightning_cli import HepastageCLI, check_built, explaining
 from experiments.study import Arm, Cell, Study
 
 SHOWN_ELSEWHERE = {"runs", "study", "arm", "role", "config", *(f"data.init_args.{key}" for key in PATH_KEYS)}
@@ -69,6 +74,33 @@ class Resolver:
         text = self.cli.parser.dump(self.cli.config, skip_none=False, format="yaml")
         return dict(yaml.load(text, Loader=LOADER))
 
+    def build(self, words: list[str]) -> None:
+        """Build trainer, model and data module as the run would: what they refuse is found before anything is computed.
+
+        Args:
+            words: Of a cell; others have been resolved before.
+
+        Raises:
+            InputError: Something is refused, or they do not fit together.
+        """
+        assert self.cli is not None
+        words = with_shipped(words)
+        given = given_of(words)
+        with explaining(given):
+            self.cli.parse_arguments(self.cli.parser, words)
+            # Lightning keeps the hyper-parameters of what it has built first
+            vars(self.cli).pop("config_dump", None)
+            HepastageCLI.before_instantiate_classes(self.cli)
+            HepastageCLI.instantiate_classes(self.cli)
+        check_built(self.cli, given)
+
+
+RESOLVER = Resolver()
+"""Of this process."""
+
+MOST_PROCESSES = 8
+"""Each holds a parser and a model."""
+
 
 def make_plan(study: Study, places: Places, folder: GridFolder, reason: str, code: Mapping[str, Any]) -> Plan:
     """Resolve all cells, check them against each other, and write the plan.
@@ -114,46 +146,64 @@ def make_plan(study: Study, places: Places, folder: GridFolder, reason: str, cod
     return plan
 
 
+Outcome = tuple[list[Planned], list[dict[str, Any]], list[str]]
+"""Of an arm: its cells, their resolved configurations, and what is wrong with it."""
+
+
 def _resolved_cells(study: Study, places: Places, cells: list[Cell]) -> list[Planned]:
-    """Resolve cells by one parser, build each arm once, and compare the cells with each other.
+    """Resolve every cell, arms side by side in forked processes, and compare the cells with each other.
 
     Raises:
         InputError: See ``make_plan``.
     """
-    resolver = Resolver()
-    faults: dict[str, None] = {}
-    resolved: list[tuple[Cell, list[str], dict[str, Any]]] = []
-    wrong: set[str] = set()
-    for cell in cells:
-        if cell.arm.name in wrong:
-            continue
-        words = words_of(cell, study, places)
-        try:
-            value = resolver.resolve(words)
-            if not any(other.arm.name == cell.arm.name for other, _, _ in resolved[-1:]):
-                _build(cell.arm, words)
-            resolved.append((cell, words, value))
-        except InputError as error:
-            wrong.add(cell.arm.name)
-            faults |= dict.fromkeys(f"{cell.arm.name}: {fault}" for fault in error.faults)
+    arms = [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.arm.name)]
+    outcomes = _side_by_side([(study, places, group) for group in arms])
+    faults = dict.fromkeys(fault for _, _, found in outcomes for fault in found)
     if faults:
         raise InputError(*faults)
-    planned = [_planned(cell, study, words, value) for cell, words, value in resolved]
-    _add_differences(planned, [value for _, _, value in resolved], study.reference)
+    planned = [item for items, _, _ in outcomes for item in items]
+    _add_differences(planned, [value for _, values, _ in outcomes for value in values], study.reference)
     _refuse_doubles(planned)
     return planned
 
 
-def _build(arm: Arm, words: list[str]) -> None:
-    """Build an arm's trainer, model and data module once: what they refuse is found before anything is computed."""
+def _side_by_side(tasks: list[tuple[Study, Places, list[Cell]]]) -> list[Outcome]:
+    """Resolve arms on all processors that this process may use: each fork begins with everything imported."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    width = min(available, len(tasks), MOST_PROCESSES)
+    if width < 2 or not hasattr(os, "fork"):
+        return [_resolved_arm(task) for task in tasks]
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(width, mp_context=context) as pool:
+        return list(pool.map(_resolved_arm, tasks))
+
+
+def _resolved_arm(task: tuple[Study, Places, list[Cell]]) -> Outcome:
+    """Resolve the cells of an arm by the process's one parser, and build the first."""
+    study, places, cells = task
+    planned, values = [], []
+    for cell in cells:
+        words = words_of(cell, study, places)
+        try:
+            value = RESOLVER.resolve(words)
+            planned.append(_planned(cell, study, words, value))
+            values.append(value)
+            if cell is cells[0]:
+                RESOLVER.build(_buildable(cell.arm, words))
+        except InputError as error:
+            return [], [], [f"{cell.arm.name}: {fault}" for fault in error.faults]
+    return planned, values, []
+
+
+def _buildable(arm: Arm, words: list[str]) -> list[str]:
+    """The words of a cell whose masks are not made yet, without its logger."""
     # the logger is no part of the question, and W&B takes seconds to start
     words = [*words, "--trainer.logger", "false"]
     if arm.masks == "out_of_fold":
-        # its masks are not made yet
         words += ["--data.init_args.mask_source", "reference", "--data.init_args.masks", "null"]
         if any(key.startswith("data.init_args.perturbation") for key in arm.settings):
             words += ["--data.init_args.perturbation", "null"]
-    parsed("fit", words)
+    return words
 
 
 def _planned(cell: Cell, study: Study, words: list[str], resolved: dict[str, Any]) -> Planned:

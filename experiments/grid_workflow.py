@@ -138,12 +138,16 @@ def _job(key: str, needs: list[str], wish: dict[str, Any], folder: GridFolder, m
         resources |= {"mem_mb": int(1000 * wish["memory_gb"])} if wish.get("memory_gb") else {}
         resources |= {"runtime": max(1, int(60 * wish["hours"]))} if wish.get("hours") else {}
         nodes = int(wish.get("nodes") or 1)
+        if tasks % nodes:
+            raise InputError(f"{key}: resources: {tasks} tasks are not the same number on each of {nodes} nodes")
         if tasks > 1:
             # Snakemake's own srun would start one process; the job itself starts one for each rank
             resources |= {"mpi": "srun", "tasks": tasks, "nodes": nodes}
             words += [
                 "--launcher",
-                f"srun --nodes={nodes} --ntasks={tasks} --cpus-per-task={cores} --kill-on-bad-exit=1",
+                # Lightning asks for the number on each node
+                f"srun --nodes={nodes} --ntasks={tasks} --ntasks-per-node={tasks // nodes} --cpus-per-task={cores} "
+                "--kill-on-bad-exit=1",
             ]
     else:
         words += ["--local"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from experiments.cell import PATH_KEYS, add_watchers, identity_of, place
 from experiments.cli_cells import request_of, require_cell
 from experiments.cli_checks import process_faults
 from experiments.cli_errors import explained, misfits
-from experiments.cli_given import class_changes, given_of, located
+from experiments.cli_given import Given, class_changes, given_of, located
 from experiments.cli_machine import trainer_faults
 from experiments.cli_words import expand_run, take_restart, with_shipped
 from experiments.quiet import quieten_lightning
@@ -213,8 +213,24 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
     """
     words = with_shipped(arguments)
     given = given_of(words)
-    try:
+    with explaining(given):
         cli = HepastageCLI(command, words)
+    check_built(cli, given)
+    return cli
+
+
+@contextlib.contextmanager
+def explaining(given: Sequence[Given]) -> Iterator[None]:
+    """Turn what parser, networks, modules and trainer refuse into faults that name their key.
+
+    Args:
+        given: All that was given.
+
+    Raises:
+        InputError: What was refused.
+    """
+    try:
+        yield
     except InputError as error:
         raise InputError(located(error.faults[0], given), *error.faults[1:]) from error
     except (ArgumentError, ValueError, MisconfigurationException) as error:
@@ -225,6 +241,18 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
             # one of the code, not of the words; Lightning begins with the argument's name in backticks
             raise
         raise explained(str(error), error) from error
+
+
+def check_built(cli: HepastageCLI, given: Sequence[Given]) -> None:
+    """Hold trainer, model and data module against each other, and say which classes were changed.
+
+    Args:
+        cli: The parsed cell, with all that was built.
+        given: All that was given.
+
+    Raises:
+        InputError: They do not fit together.
+    """
     if cli.trainer.is_global_zero:
         for line in class_changes(given, cli.resolved):
             say(line)
@@ -237,4 +265,3 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
     faults = [*misfits(cli.model, cli.datamodule), *process_faults(cli.model, cli.datamodule, cli.trainer)]
     if faults:
         raise InputError(*faults)
-    return cli

@@ -284,4 +284,4 @@ def test_what_a_job_may_use() -> None:
     wide = cell("w", resources={"gpus": 2, "nodes": 2, "tasks": 4, "hours": 1.5, "cores": 3})
     slurm = jobs(wide, machine=Machine(cores=8, gpus=[], profile=Path("p")), keys=["w"])["w"]
     assert slurm["resources"] == {"gpu": 2, "runtime": 90, "mpi": "srun", "tasks": 4, "nodes": 2}
-    assert "srun --nodes=2 --ntasks=4" in slurm["command"] and slurm["cores"] == 3
+    assert "srun --nodes=2 --ntasks=4 --ntasks-per-node=2" in slurm["command"] and slurm["cores"] == 3

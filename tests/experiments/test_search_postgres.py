@@ -35,7 +35,7 @@ def test_two_workers_share_a_server(tiny_cohort: Tiny, tmp_path: Path) -> None:
     path = write_search(tmp_path, tiny_cohort, search=name, storage=URL, trials=6)
     try:
         driver = start(path, "slow", 2)
-        begun = await_tries(path, 4)
+        begun = await_tries(path, 4, 240)
         lost, worker = list(begun.items())[-1]
         os.kill(worker, signal.SIGKILL)
         output, _ = driver.communicate(timeout=400)
