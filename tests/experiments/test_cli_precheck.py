@@ -21,6 +21,7 @@ from experiments.cli_given import given_of
 from experiments.cli_guards import check_guards, refusal
 from experiments.cli_precheck import precheck
 from experiments.cli_words import with_shipped
+from experiments.grid_resolve import Resolver
 from tests.tiny import CLASSIFIER, SEGMENTER, Tiny
 
 CONFIGS = sorted(Path(str(importlib.resources.files("experiments.configs"))).rglob("*.yaml"))
@@ -148,18 +149,24 @@ def words_of(tiny: Tiny, runs: Path) -> list[str]:
     return [*tiny.words("direct", runs=runs), *CLASSIFIER]
 
 
+@pytest.fixture(scope="module")
+def run(tiny_cohort: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Resolver:
+    """What parses and builds as a run does; its parser is built once, which takes as long as parsing."""
+    made = Resolver()
+    made.resolve(words_of(tiny_cohort, tmp_path_factory.mktemp("runs")))
+    return made
+
+
 @pytest.mark.parametrize("words", [*VALUES, *FILES], ids=" ".join)
 @pytest.mark.filterwarnings("ignore")
 def test_the_parser_says_the_same(
-    words: list[str], tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], run: Resolver, tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from experiments.lightning_cli import parsed
-
     monkeypatch.chdir(tmp_path)
     whole = [*words_of(tiny_cohort, tmp_path), *words]
     early = fault_of(whole, words in FILES)
     with pytest.raises(InputError) as late:
-        parsed("fit", whole)
+        run.build(whole)
     # the run makes paths absolute first
     said = late.value.faults[0].replace(f"{tmp_path}/", "")
     if "near names" in early:

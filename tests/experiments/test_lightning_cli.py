@@ -17,6 +17,7 @@ from datamodules.errors import InputError
 from datamodules.records import read_records
 from experiments import lightning_cli
 from experiments.cli import main
+from experiments.grid_resolve import Resolver
 from experiments.lightning_cli import fit_and_test, identity_of, parsed, run_command
 from tests.tiny import CLASSIFIER, ONE_LOGGER, PREPROCESSING, SEGMENTER, TESTED, Tiny
 
@@ -120,10 +121,13 @@ def test_the_configuration_wins_over_the_checkpoint(segmenters: Path, tmp_path: 
 
 
 def test_cell_id_depends_on_what_matters_alone(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    resolver = Resolver()
+
     def cell(*more: str, tiny: Tiny = tiny_cohort, runs: Path = tmp_path) -> str:
-        return parsed("fit", classifier_words(tiny, runs, *more)).identity.cell
+        return identity_of(resolver.resolve(classifier_words(tiny, runs, *more))).cell
 
     base = cell()
+    assert base == parsed("fit", classifier_words(tiny_cohort, tmp_path)).identity.cell, "a grid's cell is fit's"
     assert len(base) == 12
     assert cell("--study", "other", "--arm", "b", "--role", "probe") == base
     assert cell("--data.init_args.store", str(tmp_path / "elsewhere"), runs=tmp_path / "b") == base
@@ -167,6 +171,7 @@ def test_a_finished_cell_is_not_trained_twice(
     assert fit_and_test(words), "a grid skips it without a word"
 
 
+@pytest.mark.slow
 def test_a_killed_training_starts_again_with_one_clean_log(
     tiny_cohort: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,7 @@ def test_only_the_folds_training_patients_are_looked_at(tiny_cohort: Tiny) -> No
         assert seen == set(splits.folds[fold].train)
 
 
+@pytest.mark.slow
 def test_the_overlay_trains(tiny_cohort: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from experiments.lightning_cli import fit_and_test
     from tests.tiny import ONE_LOGGER
