@@ -59,24 +59,42 @@ class Preemption(Callback):
             trainer._signal_connector.received_sigterm = True
 
 
+def is_preempted() -> bool:
+    """Whether SLURM has this job make room for another one.
+
+    A job that leaves within its time of grace has ended for SLURM, which then does not queue it again; one that was
+    cancelled or has run out of time is not running any more.
+    """
+    answer = _scontrol("show", "--oneliner", "job", _job()) if _job() else None
+    found = dict(re.findall(r"(JobState|PreemptTime)=(\S+)", answer or ""))
+    return found.get("JobState") == "RUNNING" and found.get("PreemptTime", "None") not in ("None", "Unknown")
+
+
 def queue_again() -> bool:
     """Have SLURM queue this job again.
 
     Returns:
         Whether it was done.
     """
+    return bool(_job()) and _scontrol("requeue", _job()) is not None
+
+
+def _job() -> str:
+    """This job's id; empty where there is none."""
     job = os.environ.get("SLURM_JOB_ID", "")
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    if not re.fullmatch(r"\d+(_\d+)?", job):
-        return False
+    return job if re.fullmatch(r"\d+(_\d+)?", job) else ""
+
+
+def _scontrol(*words: str) -> str | None:
+    """What SLURM answers; None, and a line on stderr, where it refuses."""
     try:
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False
-        )  # fmt: skip
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        sys.stderr.write(f"hepastage: job {job} could not be queued again ({error})\n")
-        return False
+        sys.stderr.write(f"hepastage: scontrol {words[0]} failed ({error})\n")
+        return None
     if done.returncode != 0:
-        sys.stderr.write(f"hepastage: job {job} could not be queued again ({' '.join(done.stderr.split())})\n")
-    return done.returncode == 0
+        sys.stderr.write(f"hepastage: scontrol {words[0]} failed ({' '.join(done.stderr.split())})\n")
+        return None
+    return done.stdout

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.last_checkpoint import ResumePoint, prepare, reached, resume_point, tidy
-from callbacks.preemption import Preemption, queue_again
+from callbacks.preemption import Preemption, is_preempted, queue_again
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import RunFailedError
 from experiments.checkpoints import differences, weights_of
@@ -111,13 +111,13 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
 
 
 def _leave(cli: HepastageCLI) -> None:
-    """Say why a training has stopped; a job that was warned by SIGUSR1 is queued again."""
+    """Say why a training has stopped; a job that was warned or preempted is queued again."""
     if not cli.trainer.is_global_zero:
         return
     found = [callback for callback in cli.trainer.callbacks if isinstance(callback, Preemption)]  # type: ignore[attr-defined]  # a list
     name = next((callback.signal.name for callback in found if callback.signal is not None), "SIGTERM")
     say(f"hepastage: stopped by {name}; the same command goes on from the last checkpoint")
-    if name == "SIGUSR1" and queue_again():
+    if (name == "SIGUSR1" or is_preempted()) and queue_again():
         say("hepastage: the job is queued again")
 
 
