@@ -227,7 +227,11 @@ def test_wrong_data_leave_no_run_directory(tiny_cohort: Tiny, tmp_path: Path) ->
     [
         ("direct", ["--model.init_args.network.init_args.mask_injection", "[multiply]"], "direct arm sees no mask"),
         ("masked_attention_resnet", ["--data.init_args.mask_source", "none"], "masked arm needs masks"),
-        ("direct", ["--model.init_args.classes", "3"], "has 2 classes"),
+        (
+            "direct",
+            ["--model.init_args.classes", "3", "--model.init_args.network.init_args.classes", "3"],
+            "has 2 classes",
+        ),
         ("masked_attention_resnet", ["--data.init_args.mask_source", "out_of_fold"], "needs a folder of masks"),
         ("masked_attention_resnet", ["--data.init_args.masks", "somewhere"], "would be ignored"),
         ("direct", ["--data.init_args.rule", "metavir>=3"], "the split was made with"),
