@@ -143,3 +143,8 @@ def step_too_large(ranks: int, step: int, patients: int, most: int) -> str:
         f"data.init_args.batch_size: counts for each process; {ranks} processes take {step} items a step, more than "
         f"the {patients} training patients; set it to at most {most}"
     )
+
+
+def no_processes(devices: object) -> str:
+    """No process at all."""
+    return f"trainer.devices: is {devices}; give a number of processes from 1 on, or auto"

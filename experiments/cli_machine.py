@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
 from experiments.cli_given import Given
-from experiments.cli_hints import not_a_choice, step_too_large, too_few
+from experiments.cli_hints import no_processes, not_a_choice, step_too_large, too_few
 from experiments.cli_source import is_written_in
 
 if TYPE_CHECKING:
@@ -58,15 +58,19 @@ def trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
     Args:
         trainer: The ``trainer`` part of the parsed configuration.
     """
-    import torch
-
     strategy, accelerator = _name(trainer.get("strategy", "auto")), str(trainer.get("accelerator", "auto"))
-    # other accelerators than CUDA's answer for themselves when the trainer is built
-    gpus = torch.cuda.device_count()
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and gpus == 0 and not torch.backends.mps.is_available())
+    faults = [*_number_faults(trainer), *_accelerator_faults(trainer.get("accelerator", "auto"))]
+    if faults:
+        # known without torch, which takes seconds to import
+        return faults
+    gpus, on_cpu = 0, accelerator == "cpu"
+    if not on_cpu:
+        import torch
+
+        # other accelerators than CUDA's answer for themselves when the trainer is built
+        gpus = torch.cuda.device_count()
+        on_cpu = accelerator == "auto" and gpus == 0 and not torch.backends.mps.is_available()
     faults = [
-        *_number_faults(trainer),
-        *_accelerator_faults(trainer.get("accelerator", "auto")),
         *_strategy_faults(strategy, accelerator, on_cpu, trainer),
         *_device_faults(trainer.get("devices", "auto"), accelerator, gpus, on_cpu),
         *_node_faults(trainer),
@@ -109,6 +113,8 @@ def _number_faults(trainer: Mapping[str, Any]) -> list[str]:
         value = trainer.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value < least:
             faults.append(f"trainer.{key}: is {value}; give {least} or more")
+    if _whole(trainer.get("devices")) == 0:
+        faults.append(no_processes(trainer["devices"]))
     for key in SHARES:
         value = trainer.get(key)
         if isinstance(value, (int, float)) and (value < 0 or (value > 1 and value % 1)):
@@ -144,15 +150,15 @@ def _strategy_faults(strategy: str, accelerator: str, on_cpu: bool, trainer: Map
 
 
 def _device_faults(devices: Any, accelerator: str, gpus: int, on_cpu: bool) -> list[str]:
-    import torch
-
     if on_cpu and isinstance(devices, (list, tuple)):
         return [f"trainer.devices: {list(devices)} names GPUs, and the accelerator is cpu; give a number of processes"]
-    if _whole(devices) == 0 or (on_cpu and (_whole(devices) or 1) < 1):
-        return [f"trainer.devices: is {devices}; give a number of processes from 1 on, or auto"]
+    if on_cpu and (_whole(devices) or 1) < 1:
+        return [no_processes(devices)]
     if accelerator not in ("gpu", "cuda"):
         return []
     if gpus == 0:
+        import torch
+
         if accelerator == "gpu" and torch.backends.mps.is_available():
             return []
         return [f"trainer.accelerator: {accelerator}, but this machine has no GPU that PyTorch can use; set it to cpu"]
