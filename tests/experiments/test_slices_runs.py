@@ -61,7 +61,8 @@ def test_the_study_ends_in_a_report_that_marks_the_leak(folds: int, tmp_path: Pa
     study = Study.load(Path("staging_slices_compat"), smoke=folds == 1)
     small = {} if folds == 1 else {
         "trainer.max_epochs": "1", "model.init_args.network.init_args.backbone": "resnet10t",
-        PREPROCESSING[0].lstrip("-"): PREPROCESSING[1], ONE_LOGGER[0].lstrip("-"): ONE_LOGGER[1],
+        PREPROCESSING[0].lstrip("-"): "{spacing: [12, 12, 20], shape: [32, 32, 16], normalisation: percentile}",
+        ONE_LOGGER[0].lstrip("-"): ONE_LOGGER[1],
     }  # fmt: skip
     table = tmp_path / "cohort" / "cohort.parquet"
     assert run_study(study, table, splits, tmp_path / "runs", None, small) == []
