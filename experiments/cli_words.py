@@ -97,7 +97,17 @@ def shipped(word: str, before: str) -> str:
         return str(candidate)
     known = sorted(str(path)[:-5] for path in shipped_names())
     hint = did_you_mean(word, known)
-    raise InputError(f"{word}: no such configuration file; {hint}shipped ones are {', '.join(known)}")
+    raise InputError(f"{word}: no such configuration file; {hint}shipped ones are {', '.join(_shown(word, known))}")
+
+
+def _shown(word: str, known: list[str]) -> list[str]:
+    """The names worth a line: those of the folder that was meant, else those of no folder, and the folders."""
+    folder, slash, _ = word.partition("/")
+    within = [name for name in known if slash and name.startswith(f"{folder}/")]
+    if within:
+        return within
+    folders = sorted({name.partition("/")[0] for name in known if "/" in name})
+    return [*(name for name in known if "/" not in name), *(f"{name}/..." for name in folders)]
 
 
 def _check_yaml(path: Path) -> None:

@@ -28,7 +28,9 @@ def start(cohort: Path, store: Path, workers: int = 1) -> subprocess.Popen[bytes
 
 
 def finished(store: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(store.glob("??/*/meta.json"))}
+    # an entry that is still being written has a hidden name, which pathlib's star takes as well
+    whole = [path for path in sorted(store.glob("??/*/meta.json")) if not path.parent.name.startswith(".")]
+    return {str(path): path.stat().st_mtime_ns for path in whole}
 
 
 def running(process: int) -> bool:

@@ -214,7 +214,8 @@ def test_a_table_that_is_no_table(copy: Tiny, tmp_path: Path, capsys: pytest.Cap
         (["--ckpt_path", "x.ckpt"], ("unknown key 'ckpt_path'",)),
         (["--trainer.max_epochs", "many"], ("trainer.max_epochs", "many")),
         (["--seed_everything", "x"], ("seed_everything", "x")),
-        (["--data.init_args.mask_source", "perturbed"], ("mask_source", "perturbed", "out_of_fold")),
+        (["--data.init_args.mask_source", "blurred"], ("mask_source", "blurred", "out_of_fold")),
+        (["--data.init_args.mask_source", "perturbed"], ("mask_source", "perturbed", "a direct arm sees no mask")),
         (["--data.init_args.preprocessing.normalisation", "z"], ("normalisation 'z'", "choose one of")),
         (["--model.init_args.network.init_args.backbone", "resnet81"], ("backbone 'resnet81'", "near names")),
         (["--model.class_path", "lightning_modules.Nothing"], ("lightning_modules.Nothing",)),
@@ -223,6 +224,7 @@ def test_a_table_that_is_no_table(copy: Tiny, tmp_path: Path, capsys: pytest.Cap
         (["--role", "king"], ("role", "king")),
         (["-c", "nosuch"], ("nosuch", "shipped ones are", "direct")),
         (["--config=nosuch"], ("nosuch", "shipped ones are", "direct")),
+        (["-c", "model/nosuch"], ("model/nosuch", "shipped ones are model/", "model/resnet50")),
         (["--trainer.accelerator", "gpux"], ("gpux",)),
     ],
 )
