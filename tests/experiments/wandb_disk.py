@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from tests.tiny import ONE_LOGGER
 
@@ -32,6 +33,8 @@ def offline() -> Iterator[None]:
             "WANDB_HOST": "not-recorded", "WANDB_X_SAVE_REQUIREMENTS": "false", "WANDB_ERROR_REPORTING": "false",
         }.items():  # fmt: skip
             patch.setenv(key, value)
+        # what an earlier test of this process has set up would keep that test's environment
+        wandb.teardown()
         yield
 
 
