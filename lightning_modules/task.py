@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -58,6 +59,10 @@ class TaskModule(LightningModule):
         """Name the class, so that a checkpoint is never loaded into another one."""
         checkpoint["model_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """See :func:`match_layout`."""
+        match_layout(optimizer)
+
     def on_train_epoch_end(self) -> None:
         """Stop a training whose loss is no number any more.
 
@@ -77,12 +82,56 @@ class TaskModule(LightningModule):
         optimizer = self.optimizer_factory(self.optimized())
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
+        use_fused(optimizer)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
 
         def rate(step: int) -> float:
             return rate_factor(step / steps, self.schedule, self.warmup)
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def use_fused(optimizer: Optimizer) -> None:
+    """Let one kernel update all parameters where torch has one: several times faster than one after another.
+
+    Nothing changes where ``fused``, ``foreach`` or another way was asked for, or where torch has no such kernel.
+    Lightning refuses clipped gradients with an optimiser that was *built* as fused, because float16's scaling is
+    undone within its step; set afterwards, it is not, and clipping holds in every precision.
+
+    Args:
+        optimizer: Changed in place.
+    """
+    for group in optimizer.param_groups:
+        asked = any(group.get(key) for key in ("foreach", "capturable", "differentiable"))
+        if group.get("fused", False) is None and not asked:
+            group["fused"] = all(
+                parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+                for parameter in group["params"]
+            )
+
+
+def match_layout(optimizer: Optimizer) -> None:
+    """Lay gradients and the optimiser's averages out in memory as their parameters are.
+
+    torch's fused kernels walk through memory and do not look at strides: a channels-last weight with a contiguous
+    average, as an older checkpoint may hold it, would be updated with other weights' values, in silence. Normally
+    there is nothing to do.
+
+    Args:
+        optimizer: Before its step; changed in place.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if (
+                    isinstance(value, Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def rate_factor(progress: float, schedule: Schedule, warmup: float) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_MANY_VOXELS = 2048
+
 
 class InstanceNorm3d(nn.InstanceNorm3d):
     """torch's ``InstanceNorm3d``, computed in channels-last order on a processor.
@@ -28,6 +30,9 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         if input.device.type != "cpu" or input.ndim != 5:
             return super().forward(input)
         ordered = input.contiguous(memory_format=torch.channels_last_3d)
+        # below some thousand voxels group norm takes another path, which is slow with one channel a group
+        if not torch.is_grad_enabled() and input[0, 0].numel() >= _MANY_VOXELS:
+            return nn.functional.group_norm(ordered, input.shape[1], self.weight, self.bias, self.eps)
         items = [
             nn.functional.batch_norm(
                 item, None, None, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps
@@ -35,3 +40,19 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             for item in torch.split(ordered, 1)
         ]
         return torch.cat(items) if len(items) > 1 else items[0]
+
+
+def as_channels_last(image: Tensor) -> Tensor:
+    """Say that a volume on a processor is channels last, so that the first convolution already goes by it.
+
+    With one channel both orders are the same in memory, and torch takes it for channels first; the strides tell it.
+
+    Args:
+        image: Shape (B, C, I, J, K); anything else, and what lies on an accelerator, is left as it is.
+    """
+    if image.device.type != "cpu" or image.ndim != 5:
+        return image
+    if image.shape[1] > 1:
+        return image.contiguous(memory_format=torch.channels_last_3d)
+    _, _, i, j, k = image.shape
+    return image.contiguous().as_strided(image.shape, (i * j * k, 1, j * k, k, 1))

@@ -13,7 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from lightning_modules.networks.instance_norm import InstanceNorm3d
+from lightning_modules.networks.instance_norm import InstanceNorm3d, as_channels_last
+from lightning_modules.networks.transposed_conv import use_products
 
 _ALLOWED = ("dynamic_network_architectures.", "torch.nn.")
 _SIGMA = 1 / 8  # of the patch's edge
@@ -43,6 +44,7 @@ def network_of(architecture: Mapping[str, Any], in_channels: int, classes: int) 
         )
     except TypeError as error:
         raise ValueError(f"{architecture['network_class_name']}: {error}") from error
+    use_products(network)
     return network
 
 
@@ -90,7 +92,7 @@ def sliding_logits(
     norm = torch.zeros(padded.shape, device=image.device)
     for window in windows(tuple(padded.shape), edges, step):
         part = padded[window][None, None]
-        logits = _mirrored(network, part[:, :, 0] if flat else part, mirror_axes)[0].float()
+        logits = _mirrored(network, part[:, :, 0] if flat else as_channels_last(part), mirror_axes)[0].float()
         if flat:
             logits = logits[:, None]
         if total is None:

@@ -60,6 +60,8 @@ class SliceEncoder(nn.Module):
 
         # timm gives its feature networks no types
         self.backbone: Any = _build(backbone, in_channels, pretrained, weights_file)
+        # as the slices will be: 2D convolutions are fastest so, and else would reorder their weights in each step
+        self.backbone.to(memory_format=torch.channels_last)
         self.is_chain = isinstance(self.backbone, FeatureListNet)
         if gate and not self.is_chain:
             _wrap_blocks(self.backbone, backbone, initial_pass)

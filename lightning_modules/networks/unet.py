@@ -9,7 +9,8 @@ from typing import Literal
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
-from lightning_modules.networks.instance_norm import InstanceNorm3d
+from lightning_modules.networks.instance_norm import InstanceNorm3d, as_channels_last
+from lightning_modules.networks.transposed_conv import use_products
 
 # the residual-encoder presets' blocks per stage; deeper stages repeat the last number
 _RESIDUAL_BLOCKS = (1, 3, 4, 6)
@@ -119,6 +120,7 @@ class NNUNet(nn.Module):
         else:
             self.network = ResidualEncoderUNet(n_blocks_per_stage=list(blocks), **common)
         self.network.apply(self.network.initialize)  # type: ignore[arg-type]  # a static method of the engine
+        use_products(self.network)
 
     @property
     def divisible_by(self) -> Axes:
@@ -156,7 +158,7 @@ class NNUNet(nn.Module):
             raise ValueError(f"image of {tuple(edges)} voxels: each edge must be a multiple of {self.divisible_by}")
         # asked anew each time: after a validation Lightning sets modules' mode back without calling train()
         self.network.decoder.deep_supervision = self.training and self.deep_supervision  # type: ignore[union-attr]  # the engine's own switch
-        logits: Tensor | list[Tensor] = self.network(image)
+        logits: Tensor | list[Tensor] = self.network(as_channels_last(image))
         return logits
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch.optim.lr_scheduler import PolynomialLR
 
-from lightning_modules.task import TaskModule, gather_by_id, rate_factor
+from lightning_modules.task import TaskModule, gather_by_id, match_layout, rate_factor, use_fused
 
 
 def test_rates_against_torchs_own_schedules() -> None:
@@ -65,3 +66,43 @@ def test_two_processes_gather_each_scan_once(tmp_path: Path) -> None:
     )
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert results[0] == results[1] == [(f"s{number}", float(number)) for number in range(5)]
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("torn", ["gradient", "average"])
+def test_fused_steps_are_those_of_one_after_another_whatever_the_layout(
+    optimizer_class: type[torch.optim.Optimizer], torn: str
+) -> None:
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last))
+        options: dict[str, Any] = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
+        optimizer = optimizer_class([weight], lr=0.1, **options)  # type: ignore[call-arg]  # both take them
+        if fused:
+            use_fused(optimizer)
+            assert optimizer.param_groups[0]["fused"] is True
+        for step in range(3):
+            gradient = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(step))
+            weight.grad = gradient if torn == "gradient" else torch.empty_like(weight).copy_(gradient)
+            if torn == "average" and step == 1:
+                state = optimizer.state[weight]
+                state |= {name: value.contiguous() for name, value in state.items() if value.ndim}
+            match_layout(optimizer)
+            optimizer.step()
+        results.append(weight.detach().clone())
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
+
+
+def test_an_optimiser_that_asks_for_another_way_keeps_it() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    asked: list[dict[str, Any]] = [{"fused": False}, {"foreach": True}]
+    for options in asked:
+        optimizer = torch.optim.AdamW(parameters, **options)
+        use_fused(optimizer)
+        assert not optimizer.param_groups[0]["fused"]
+    # torch has no fused kernel for it
+    use_fused(torch.optim.Rprop(parameters))
+    half = torch.optim.SGD([torch.nn.Parameter(torch.ones(2, device="meta"))])
+    use_fused(half)
+    assert half.param_groups[0]["fused"] is False
