@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.batch import Batch
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
+from datamodules.loading import Loading, ResidentStore, Workers, channel_first, chosen_loading
 from datamodules.opening import check_loading, opened
 from datamodules.preprocessing import Preprocessing
 from datamodules.sampling import SeededItems, TrainingSampler
 from datamodules.splits import Fold
 from datamodules.store import Store
+
+__all__ = ["CohortDataModule", "Part", "channel_first"]
 
 Part = Literal["train", "valid", "test"]
 
@@ -37,8 +41,9 @@ class CohortDataModule(LightningDataModule):
         preprocessing: Grid and normalisation.
         sequences: Sequences to use; for one-sequence modules exactly one.
         batch_size: Scans (or patches) in a batch on each device; every training batch is full.
-        workers: Loader processes; 0 loads in the training process, which is fastest for small volumes
-            because the store is memory-mapped.
+        workers: Loader processes; 0 loads in the training process, which is fastest on a processor because the
+            store is memory-mapped; ``auto`` chooses from the machine, and says what.
+        resident: Keep each scan on the device once it was read, 2 bytes a voxel: nothing is loaded any more.
         augmentation: Batched augmentation of training batches on the device; None for none.
 
     Raises:
@@ -54,8 +59,9 @@ class CohortDataModule(LightningDataModule):
         preprocessing: Preprocessing,
         sequences: Sequence[str],
         batch_size: int,
-        workers: int,
+        workers: Workers,
         augmentation: BatchedAugmentation | None,
+        resident: bool = False,
     ) -> None:
         super().__init__()
         check_loading(batch_size, workers)
@@ -64,8 +70,15 @@ class CohortDataModule(LightningDataModule):
         self.sequences = tuple(sequences)
         self.store = Store(store, preprocessing)
         self.batch_size = batch_size
-        self.workers = workers
+        if resident and workers not in ("auto", 0):
+            raise InputError(
+                f"data.init_args.workers is {workers}, but resident data are cut in the training process; set it to 0"
+            )
+        self.workers: Workers = workers
+        self.resident = resident
+        self._resident_store: ResidentStore | None = None
         self.augmentation = augmentation
+        self.augmentation_s = 0.0  # seconds spent in it so far
         # seed_everything leaves the run's seed there: other seeds must shuffle, cut and augment otherwise
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
@@ -133,7 +146,9 @@ class CohortDataModule(LightningDataModule):
         seeds = batch.pop("seed")
         if self.augmentation is None:
             return batch
+        began = time.monotonic()
         image, mask = self.augmentation(batch["image"], batch.get("mask"), seeds, self.known_spacing)
+        self.augmentation_s += time.monotonic() - began
         batch["image"] = image
         if mask is not None:
             batch["mask"] = mask
@@ -153,16 +168,43 @@ class CohortDataModule(LightningDataModule):
     ) -> DataLoader[Any]:
         """A loader; training shuffles, drops nothing and fills the last step up, as ``TrainingSampler`` says."""
         size = self.batch_size if batch_size is None else batch_size
+        loading = self._loading(size, train)
         return DataLoader(
             SeededItems(dataset) if train else dataset,
             batch_size=size,
             sampler=self.training_sampler(dataset, size) if train else None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            num_workers=loading.workers,
+            prefetch_factor=loading.ahead if loading.workers else None,
+            persistent_workers=loading.workers > 0,
+            pin_memory=torch.cuda.is_available() and not self.resident,
             # a loader draws a number for its processes: not from the generator that dropout draws from
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _loading(self, batch_size: int, train: bool) -> Loading:
+        """How this loader loads; said once where it was chosen and an accelerator is fed."""
+        if self.resident:
+            return Loading(0, 2)
+        trainer = self.trainer
+        on_accelerator = trainer is not None and trainer.strategy.root_device.type != "cpu"
+        processes = 1 if trainer is None else trainer.num_devices
+        # image and mask of a batch: the patch where there is one, else the shape of all volumes
+        edges = getattr(self, "patch", None) or self.store.preprocessing.shape or (1, 1, 1)
+        size = batch_size * 8 * math.prod(edges)
+        loading = chosen_loading(self.workers, accelerator=on_accelerator, processes=processes, batch_bytes=size)
+        if self.workers == "auto" and on_accelerator and train:
+            rank_zero_info(f"{loading} (data.init_args.workers: auto)")
+        return loading
+
+    @property
+    def reading(self) -> Store | ResidentStore:
+        """What datasets read scans from."""
+        if not self.resident:
+            return self.store
+        if self._resident_store is None:
+            device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+            self._resident_store = ResidentStore(self.store, device)
+        return self._resident_store
 
     def training_sampler(self, dataset: Dataset[Any], batch_size: int) -> TrainingSampler:
         """The order of training items, shared out among the trainer's processes."""
@@ -181,8 +223,3 @@ class CohortDataModule(LightningDataModule):
     def balanced_classes(self) -> Sequence[int] | None:
         """Class of each training item, where training draws all classes equally often; None for each item once."""
         return None
-
-
-def channel_first(array: np.ndarray) -> Tensor:
-    """A float32 tensor of shape (1, I, J, K) from an array of shape (I, J, K)."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]

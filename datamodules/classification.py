@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import Part, channel_first
 from datamodules.cohort import Scan
+from datamodules.loading import ResidentStore, Workers
 from datamodules.masks import MaskSet, quality_band
 from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling, Target
 from datamodules.perturbation import MaskPerturbation
@@ -46,6 +47,7 @@ class ClassificationDataModule(PatientDataModule):
         sampling: See ``PatientDataModule``.
         perturbation: How masks are made worse, for ``perturbed``: ``{kind: dilate, mm: 5}``; see ``MaskPerturbation``.
         target: ``label``; for probes ``source`` or ``permuted``; see ``PatientDataModule``.
+        resident: See ``CohortDataModule``.
 
     Raises:
         InputError: Arguments that contradict each other, masks that leak, or a patient without a label.
@@ -65,16 +67,17 @@ class ClassificationDataModule(PatientDataModule):
         masks: str | None = None,
         quality_from: str | None = None,
         batch_size: int = 8,
-        workers: int = 0,
+        workers: Workers = "auto",
         augmentation: BatchedAugmentation | None = None,
         sampling: Sampling = "shuffled",
         perturbation: MaskPerturbation | None = None,
         target: Target = "label",
+        resident: bool = False,
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, [sequence], rule, test_rule, mask_source, masks,
-            batch_size, workers, augmentation, sampling, perturbation, target,
+            batch_size, workers, augmentation, sampling, perturbation, target, resident,
         )  # fmt: skip
         self.quality_set = self.mask_set if quality_from is None else MaskSet.load(quality_from)
         self._items: dict[Part, list[Scan]] = {}
@@ -91,7 +94,7 @@ class ClassificationDataModule(PatientDataModule):
 
     def dataset(self, part: Part) -> Dataset[Any]:
         """The volumes of a part."""
-        return VolumeDataset(self.items(part), self.targets(part), self.store, self.mask_source, self.mask_files)
+        return VolumeDataset(self.items(part), self.targets(part), self.reading, self.mask_source, self.mask_files)
 
     def facts(self, scan_id: str, part: Part = "test") -> dict[str, Any]:
         """See ``CohortDataModule``; adds mask source, quality band, Dice of that mask and test target."""
@@ -123,7 +126,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         self,
         scans: list[Scan],
         target: Mapping[str, int],
-        store: Store,
+        store: Store | ResidentStore,
         mask_source: MaskSource,
         mask_files: MaskSet | PerturbedMasks | None,
     ) -> None:

@@ -11,20 +11,20 @@ from datamodules.labels import LabelRule, parse_rule
 from datamodules.splits import Splits
 
 
-def check_loading(batch_size: int, workers: int) -> None:
+def check_loading(batch_size: int, workers: int | str) -> None:
     """Refuse numbers with which nothing can be loaded.
 
     Args:
         batch_size: Items of a batch.
-        workers: Loader processes.
+        workers: Loader processes, or ``auto``.
 
     Raises:
         InputError: One of them is too small.
     """
     if batch_size < 1:
         raise InputError(f"data.init_args.batch_size is {batch_size}; give 1 or more")
-    if workers < 0:
-        raise InputError(f"data.init_args.workers is {workers}; give 0 or more")
+    if workers != "auto" and (not isinstance(workers, int) or workers < 0):
+        raise InputError(f"data.init_args.workers is {workers}; give 0 or more, or auto")
 
 
 def opened(cohort: str, splits: str | None, fold: int, sequences: Sequence[str]) -> tuple[Cohort, Splits | None]:

@@ -13,6 +13,7 @@ from datamodules.cohort import Scan
 from datamodules.errors import InputError
 from datamodules.honesty import honesty_faults
 from datamodules.labels import LabelRule
+from datamodules.loading import Workers
 from datamodules.masks import MaskSet
 from datamodules.opening import check_masks, label_rules
 from datamodules.perturbation import MaskPerturbation
@@ -54,6 +55,7 @@ class PatientDataModule(CohortDataModule):
         batch_size: See ``CohortDataModule``.
         workers: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
+        resident: See ``CohortDataModule``.
         sampling: How an epoch of training is drawn: ``shuffled``, each item once; ``balanced``, all classes equally
             often, in an epoch of the same length.
         perturbation: How masks are made worse; required for ``perturbed``, refused otherwise.
@@ -78,13 +80,16 @@ class PatientDataModule(CohortDataModule):
         mask_source: MaskSource,
         masks: str | None,
         batch_size: int,
-        workers: int,
+        workers: Workers,
         augmentation: BatchedAugmentation | None,
         sampling: Sampling = "shuffled",
         perturbation: MaskPerturbation | None = None,
         target: Target = "label",
+        resident: bool = False,
     ) -> None:
-        super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
+        super().__init__(
+            cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation, resident
+        )
         if preprocessing.shape is None:
             raise InputError("data.init_args.preprocessing.shape is not set; volumes of one batch need one size")
         self.rule, self.test_rule = label_rules(self.splits, rule, test_rule)

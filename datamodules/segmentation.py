@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import BatchedAugmentation
 from datamodules.base import CohortDataModule, Part, channel_first
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
+from datamodules.loading import ResidentEntry, ResidentStore, Workers
 from datamodules.preprocessing import Preprocessing
 from datamodules.sampling import Draw, TrainingSampler, seed_of
 from datamodules.store import Entry, Store
@@ -41,6 +43,7 @@ class SegmentationDataModule(CohortDataModule):
             ``round(n * (1 - foreground))`` lie anywhere, so of two one is centred on liver.
         batch_size: See ``CohortDataModule``; validation and test run scan by scan.
         workers: See ``CohortDataModule``.
+        resident: See ``CohortDataModule``.
         augmentation: See ``CohortDataModule``.
 
     Raises:
@@ -60,13 +63,16 @@ class SegmentationDataModule(CohortDataModule):
         patches_per_epoch: int | None = None,
         foreground: float = 0.33,
         batch_size: int = 2,
-        workers: int = 0,
+        workers: Workers = "auto",
         augmentation: BatchedAugmentation | None = None,
         foreground_rule: ForegroundRule = "probability",
+        resident: bool = False,
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         sequences = [sequence] if isinstance(sequence, str) else list(sequence)
-        super().__init__(cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation)
+        super().__init__(
+            cohort, splits, fold, store, preprocessing, sequences, batch_size, workers, augmentation, resident
+        )
         if patch is None and preprocessing.shape is None:
             raise InputError(
                 "data.init_args.patch and preprocessing.shape are both unset; give a patch size, or one shape to all"
@@ -113,10 +119,10 @@ class SegmentationDataModule(CohortDataModule):
         """Random patches, or whole volumes in random order."""
         scans = self.items("train")
         if self.patch is None:
-            return self.loader(WholeVolumes(scans, self.store), train=True)
+            return self.loader(WholeVolumes(scans, self.reading), train=True)
         count = self.patches_per_epoch or len(scans)
         share = self.foreground if self.foreground_rule == "probability" else None
-        return self.loader(PatchDataset(scans, self.store, self.patch, count, share), train=True)
+        return self.loader(PatchDataset(scans, self.reading, self.patch, count, share), train=True)
 
     def training_sampler(self, dataset: Dataset[Any], batch_size: int) -> TrainingSampler:
         """See ``CohortDataModule``; says which patches are to be centred on liver, where that goes by their place."""
@@ -127,11 +133,11 @@ class SegmentationDataModule(CohortDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation volumes."""
-        return self.loader(WholeVolumes(self.items("valid"), self.store), train=False, batch_size=1)
+        return self.loader(WholeVolumes(self.items("valid"), self.reading), train=False, batch_size=1)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole test volumes; a reference mask is not needed to be segmented."""
-        return self.loader(WholeVolumes(self.scans_of("test"), self.store), train=False, batch_size=1)
+        return self.loader(WholeVolumes(self.scans_of("test"), self.reading), train=False, batch_size=1)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The same as the test volumes."""
@@ -146,7 +152,7 @@ class WholeVolumes(Dataset[dict[str, Any]]):
         store: Filled store.
     """
 
-    def __init__(self, scans: list[Scan], store: Store) -> None:
+    def __init__(self, scans: list[Scan], store: Store | ResidentStore) -> None:
         self.scans = scans
         self.store = store
 
@@ -203,7 +209,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, scans: list[Scan], store: Store, patch: tuple[int, int, int], count: int, foreground: float | None
+        self,
+        scans: list[Scan],
+        store: Store | ResidentStore,
+        patch: tuple[int, int, int],
+        count: int,
+        foreground: float | None,
     ) -> None:
         self.scans = scans
         self.store = store
@@ -229,7 +240,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
 
 def random_window(
-    entry: Entry, patch: tuple[int, int, int], foreground: float, rng: np.random.Generator
+    entry: Entry | ResidentEntry, patch: tuple[int, int, int], foreground: float, rng: np.random.Generator
 ) -> tuple[slice, slice, slice]:
     """A window of at most ``patch`` voxels inside the volume.
 
@@ -254,7 +265,11 @@ def random_window(
     return slices[0], slices[1], slices[2]
 
 
-def padded(array: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+def padded(array: np.ndarray | Tensor, size: tuple[int, int, int]) -> np.ndarray | Tensor:
     """Zero-pad at the upper end of each axis to ``size``; zero is the mean after normalisation."""
     missing = [(0, wanted - extent) for wanted, extent in zip(size, array.shape, strict=True)]
-    return np.pad(array, missing) if any(after for _, after in missing) else array
+    if not any(after for _, after in missing):
+        return array
+    if isinstance(array, Tensor):
+        return nn.functional.pad(array, [end for axis in reversed(missing) for end in axis])
+    return np.pad(array, missing)

@@ -16,6 +16,7 @@ from datamodules.cohort import Cohort, Scan
 from datamodules.covariates import Floats, covariate_table, examination_values, statistics
 from datamodules.errors import InputError
 from datamodules.examinations import Examination, examinations, examinations_having
+from datamodules.loading import Workers
 from datamodules.masks import MaskSet, quality_band
 from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling
 from datamodules.perturbation import MaskPerturbation
@@ -65,7 +66,7 @@ class StagingDataModule(PatientDataModule):
         mask_source: MaskSource = "none",
         masks: str | None = None,
         batch_size: int = 8,
-        workers: int = 0,
+        workers: Workers = "auto",
         augmentation: BatchedAugmentation | None = None,
         perturbation: MaskPerturbation | None = None,
         covariates: tuple[str, ...] = (),

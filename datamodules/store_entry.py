@@ -111,6 +111,10 @@ class Entry:
         out += self._offset
         return out
 
+    def stored(self) -> tuple[npt.NDArray[np.generic], float, float]:
+        """The whole scan as it is stored, with scale and offset: ``normalised = stored * scale + offset``."""
+        return np.array(self._map("image.npy")), float(self._scale), float(self._offset)
+
     def mask(self, window: Window | None = None) -> npt.NDArray[np.uint8]:
         """The reference mask: 1 inside, 0 outside.
 

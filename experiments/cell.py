@@ -67,7 +67,8 @@ def identity_of(resolved: dict[str, Any]) -> Identity:
     content["trainer"]["callbacks"] = [
         callback for callback in content["trainer"].get("callbacks") or [] if callback["class_path"] not in UNNAMED
     ]
-    content["data"]["init_args"].pop("workers", None)
+    for key in ("workers", "resident"):
+        content["data"]["init_args"].pop(key, None)
     by_content(content["model"], data.get("fold") or 0, int(resolved["seed_everything"]))
     record = None if data.get("masks") is None else Path(data["masks"]) / RECORD
     masks_sha256 = "" if record is None or not record.is_file() else sha256_of_file(record)

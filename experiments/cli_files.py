@@ -109,7 +109,8 @@ def _data_arguments(last: Mapping[str, Any], path: str) -> dict[str, Any] | None
         argument = signature[name]
         if f"data.init_args.{name}" not in last and argument.required and name != "cohort":
             return None
-        kinds: tuple[type, ...] = (int,) if name in ("fold", "batch_size", "workers") else (str, type(None))
+        kinds: tuple[type, ...] = (int,) if name in ("fold", "batch_size") else (str, type(None))
+        kinds = (int, str) if name == "workers" else kinds
         checked = ("cohort", "splits", "fold", "sequence", "rule", "test_rule", "mask_source", "masks")
         if name in (*checked, "batch_size", "workers") and (not isinstance(value, kinds) or isinstance(value, bool)):
             return None

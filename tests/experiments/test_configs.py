@@ -18,6 +18,7 @@ from datamodules.phantom import make_phantom
 from datamodules.records import read_records
 from datamodules.splits import make_splits
 from experiments.cli import main
+from experiments.cli_checks import fast_bf16
 from experiments.cli_given import given_of
 from experiments.cli_precheck import precheck
 from experiments.cli_words import shipped_names, with_shipped
@@ -122,11 +123,18 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     "trainer/ddp.yaml": (["direct", "trainer/ddp"], [*SMALL_CLASSIFIER, "--trainer.devices", "1"]),
     "trainer/fsdp.yaml": (["direct", "model/swin_tiny", "trainer/fsdp"], PREPROCESSING),
     "trainer/slurm.yaml": (["direct", "trainer/slurm"], [*SMALL_CLASSIFIER, "--trainer.devices", "1"]),
+    "trainer/bf16.yaml": (
+        ["direct", "trainer/bf16"],
+        [*SMALL_CLASSIFIER, *([] if fast_bf16() else ["--trainer.precision", "32-true"])],
+    ),
+    "trainer/compile.yaml": (["segmentation", "trainer/compile"], [*SMALL_SEGMENTER, *WINDOW]),
 }
 PROCESSES = ("trainer/ddp.yaml", "trainer/fsdp.yaml", "trainer/slurm.yaml")
 """They start processes of their own: here they are parsed; tests of many processes and a GPU run them."""
-HERE = [name for name in CONFIGS if name not in PROCESSES]
-LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_", "look_"))]
+COMPILED = "trainer/compile.yaml"
+"""A compiler takes half a minute: parsed here, and run by the long tests."""
+HERE = [name for name in CONFIGS if name not in (*PROCESSES, COMPILED)]
+LIGHT = [name for name in HERE if not name.startswith(("model/", "training/", "probe_", "look_", "trainer/bf16"))]
 """A few batches of the large encoders, of what changes training and of the probes are enough: the base configurations
 run whole epochs."""
 HEAVY = tuple(
@@ -215,6 +223,29 @@ def test_configurations_of_many_processes_mean_something(
     trainer = parsed("fit", [*words, "--trainer.precision", "32-true"]).trainer
     assert type(trainer.strategy).__name__ == "DDPStrategy"
     assert trainer.num_nodes == (2 if "slurm" in name else 1)
+
+
+def test_compiling_adds_to_the_callbacks(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    plain, compiled = (
+        parsed("fit", tiny_cohort.words(*names, runs=tmp_path)).resolved["trainer"]["callbacks"]
+        for names in (["segmentation"], ["segmentation", "trainer/compile"])
+    )
+    names = [[callback["class_path"] for callback in callbacks] for callbacks in (plain, compiled)]
+    assert sorted([*names[0], "callbacks.compilation.CompiledNetwork"]) == sorted(names[1])
+
+
+@pytest.mark.slow
+def test_a_compiled_training_learns_the_same(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    losses = []
+    for configs in (["segmentation"], ["segmentation", "trainer/compile"]):
+        words = [*tiny_cohort.words(*configs, runs=tmp_path), *USE[COMPILED][1], *ONE_LOGGER]
+        words += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "1"]
+        assert not fit_and_test([*words, "--arm", configs[-1].replace("/", "-")])
+        (log,) = tmp_path.glob(f"*/{configs[-1].replace('/', '-')}/*/metrics.jsonl")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert list((tmp_path / ".compiled").iterdir()), "compiled code lies beside the studies"
 
 
 def test_overlays_are_short_and_say_how_they_are_used() -> None:

@@ -1,0 +1,79 @@
+"""Loading that is chosen from the machine, and scans that stay on the device: the same batches either way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datamodules.classification import ClassificationDataModule
+from datamodules.errors import InputError
+from datamodules.loading import chosen_loading
+from datamodules.preprocessing import Preprocessing
+from datamodules.segmentation import SegmentationDataModule
+from tests.tiny import SPACING, Tiny
+
+GRID = Preprocessing(spacing=SPACING, shape=(24, 24, 8))
+
+
+def test_an_accelerator_is_fed_by_the_cores_that_are_left_and_a_processor_by_itself() -> None:
+    assert chosen_loading("auto", accelerator=True, cores=16).workers == 8
+    assert chosen_loading("auto", accelerator=True, cores=4).workers == 3
+    assert chosen_loading("auto", accelerator=True, cores=16, processes=4).workers == 3
+    assert chosen_loading("auto", accelerator=True, cores=1).workers == 0
+    assert chosen_loading("auto", accelerator=False, cores=16).workers == 0
+    assert chosen_loading(5, accelerator=False, cores=2).workers == 5
+
+
+def test_large_batches_are_not_held_ready_by_the_dozen() -> None:
+    assert chosen_loading(2, accelerator=True, batch_bytes=2**20).ahead == 8
+    assert chosen_loading(2, accelerator=True, batch_bytes=2**26).ahead == 4
+    assert chosen_loading(2, accelerator=True, batch_bytes=2**30).ahead == 2
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    tensors = ("image", "mask", "target")
+    return all(
+        torch.equal(first[key], value) if key in tensors else first[key] == value
+        for key, value in second.items()
+        if key != "seed"
+    )
+
+
+@pytest.mark.parametrize("patch", [None, (16, 28, 8)], ids=["whole", "patch"])
+def test_resident_patches_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path, patch: Any) -> None:
+    made = [
+        SegmentationDataModule(
+            str(tiny_cohort.cohort), str(tiny_cohort.splits), str(tmp_path), GRID, patch=patch, resident=resident
+        )
+        for resident in (False, True)
+    ]
+    made[0].prepare_data()
+    for part in ("train_dataloader", "val_dataloader"):
+        plain, resident = (list(getattr(module, part)()) for module in made)
+        assert len(plain) == len(resident) > 0
+        assert all(same(*pair) for pair in zip(plain, resident, strict=True))
+
+
+def test_resident_volumes_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    made = [
+        ClassificationDataModule(
+            str(tiny_cohort.cohort), str(tiny_cohort.splits), str(tmp_path), GRID, mask_source="reference",
+            batch_size=2, resident=resident,
+        )
+        for resident in (False, True)
+    ]  # fmt: skip
+    made[0].prepare_data()
+    plain, resident = (list(module.train_dataloader()) for module in made)
+    assert len(plain) == len(resident) > 0
+    assert all(same(*pair) for pair in zip(plain, resident, strict=True))
+
+
+def test_what_contradicts_is_refused(tiny_cohort: Tiny) -> None:
+    words = (str(tiny_cohort.cohort), str(tiny_cohort.splits))
+    with pytest.raises(InputError, match=r"resident data are cut in the training process"):
+        SegmentationDataModule(*words, patch=(8, 8, 8), workers=2, resident=True)
+    with pytest.raises(InputError, match=r"workers is many; give 0 or more, or auto"):
+        SegmentationDataModule(*words, patch=(8, 8, 8), workers="many")  # type: ignore[arg-type]  # that is the point
