@@ -24,12 +24,12 @@ PLANS = "samePlans"
 CONFIGURATION = "3d_fullres"
 
 
-def set_folders(root: Path) -> None:
-    """Point nnU-Net at its three folders; before it is imported."""
+def set_folders(root: Path, device: str = "cpu") -> None:
+    """Point nnU-Net at its three folders, before it is imported; it compiles on a GPU alone, as it comes."""
     for name in ("raw", "preprocessed", "results"):
         (root / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{name}"] = str(root / name)
-    os.environ["nnUNet_compile"] = "f"  # noqa: SIM112 - its own spelling
+    os.environ["nnUNet_compile"] = "t" if device == "cuda" else "f"  # noqa: SIM112 - its own spelling
 
 
 def prepare(root: Path, cohort: Cohort, fold: Fold, spacing: tuple[float, ...], work: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def prepare(root: Path, cohort: Cohort, fold: Fold, spacing: tuple[float, ...], 
     (folder / "splits_final.json").write_text(json.dumps([{"train": ids, "val": ids[:1]}]), encoding="utf-8")
 
 
-def train(root: Path, seed: int, epochs: int, iterations: int, diary: Path) -> None:
+def train(root: Path, seed: int, epochs: int, iterations: int, diary: Path, device: str = "cpu") -> None:
     """Train with nnU-Net's own trainer, as it comes but for the length.
 
     Args:
@@ -101,8 +101,9 @@ def train(root: Path, seed: int, epochs: int, iterations: int, diary: Path) -> N
         epochs: Epochs.
         iterations: Iterations an epoch.
         diary: Where each iteration's times go.
+        device: ``cpu`` or ``cuda``.
     """
-    set_folders(root)
+    set_folders(root, device)
     os.environ["nnUNet_results"] = str(root / "results" / f"seed{seed}")  # noqa: SIM112 - its own spelling
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -126,7 +127,7 @@ def train(root: Path, seed: int, epochs: int, iterations: int, diary: Path) -> N
     plans = json.loads((folder / f"{PLANS}.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
     dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    trainer = Trainer(plans, CONFIGURATION, 0, dataset, device=torch.device("cpu"))
+    trainer = Trainer(plans, CONFIGURATION, 0, dataset, device=torch.device(device))
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, iterations, 1
     trainer.initialize()
     trainer.run_training()

@@ -2,7 +2,8 @@
 
 Each contestant is a process group of its own. While one runs, the other is frozen with all its loader processes
 (SIGSTOP), whatever it had in its queues; so a queue filled in the other's time cannot be counted as speed.
-Contestants write one line an iteration; an iteration that spans a change of turns is not counted.
+Contestants write one line an iteration; by the clock, an iteration that spans a change of turns is not counted.
+Processor time is that of the whole group, loader processes included; other work on the machine disturbs it less.
 """
 
 from __future__ import annotations
@@ -20,10 +21,25 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """One iteration by the machine's monotonic clock, in seconds."""
+    """A stretch of time in seconds: by the machine's monotonic clock, and the group's processor time at both ends."""
 
     start: float
     end: float
+    processor_start: float = 0.0
+    processor_end: float = 0.0
+
+
+def processor_seconds() -> float:
+    """Processor time of all living processes of this process's group, in seconds (Linux)."""
+    group, ticks = os.getpgrp(), 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # the name in brackets may hold anything, blanks as well
+                fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                if int(fields[2]) == group:
+                    ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Diary:
@@ -35,17 +51,17 @@ class Diary:
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a", encoding="utf-8")
-        self.last: float | None = None
+        self.last: tuple[float, float] | None = None
 
     def pause(self) -> None:
         """The next iteration begins afresh: what lies between (validation, a checkpoint) is not counted."""
-        self.last = time.monotonic()
+        self.last = time.monotonic(), processor_seconds()
 
     def tick(self) -> None:
         """An iteration has ended."""
-        now = time.monotonic()
+        now = time.monotonic(), processor_seconds()
         if self.last is not None:
-            self.file.write(json.dumps([self.last, now]) + "\n")
+            self.file.write(json.dumps(Span(self.last[0], now[0], self.last[1], now[1])) + "\n")
             self.file.flush()
         self.last = now
 
@@ -108,14 +124,23 @@ class Contestant:
         Args:
             skip: Iterations left out at the start, while buffers are filled.
         """
-        if not self.diary.is_file():
-            return []
-        spans = [Span(*json.loads(line)) for line in self.diary.read_text(encoding="utf-8").splitlines()]
         return [
             span.end - span.start
-            for span in spans[skip:]
+            for span in self._spans(skip)
             if any(window.start <= span.start and span.end <= window.end for window in self.windows)
         ]
+
+    def processor(self, skip: int = 5) -> list[float]:
+        """Processor seconds of each iteration, without the first ones; frozen processes use none.
+
+        Loader processes work ahead, so a single value says little: take the mean.
+        """
+        return [span.processor_end - span.processor_start for span in self._spans(skip)]
+
+    def _spans(self, skip: int) -> list[Span]:
+        if not self.diary.is_file():
+            return []
+        return [Span(*json.loads(line)) for line in self.diary.read_text(encoding="utf-8").splitlines()][skip:]
 
 
 def take_turns(contestants: Sequence[Contestant], seconds: float, enough: int | None = None) -> None:
