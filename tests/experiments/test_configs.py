@@ -18,8 +18,8 @@ from datamodules.phantom import make_phantom
 from datamodules.records import read_records
 from datamodules.splits import make_splits
 from experiments.cli import main
-from experiments.cli_checks import fast_bf16
 from experiments.cli_given import given_of
+from experiments.cli_machine import fast_bf16
 from experiments.cli_precheck import precheck
 from experiments.cli_words import shipped_names, with_shipped
 from experiments.grid import run_study
