@@ -89,7 +89,10 @@ def grid(action: str, study: Path, runs: Path, *words: str) -> float:
     """Run a command of the grid; its seconds by the clock."""
     began = time.time()
     command = [sys.executable, "-m", "experiments.cli", "grid", action, str(study), "--runs", str(runs), *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # the cells' callback is this file's, and benchmarks are not installed
+    paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return time.time() - began
 
 
