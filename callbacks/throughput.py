@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.arithmetic import number_format, peak_flops, step_flops
+from datamodules.saying import say
 
 PREFIX = "speed/"
 """Begins the names of these metrics: they say nothing of the model, and differ from run to run."""
@@ -113,7 +113,7 @@ class Throughput(Callback):
             pl_module.log(f"{PREFIX}{name}", value, rank_zero_only=True)
         if trainer.current_epoch and not self._warned and self._waited > WAIT_SECONDS and self.data_wait > WAIT_SHARE:
             self._warned = True
-            rank_zero_info(waiting(trainer.current_epoch + 1, self.data_wait, augmentation))
+            say(waiting(trainer.current_epoch + 1, self.data_wait, augmentation))
 
 
 def waiting(epoch: int, data_wait: float, augmentation: float) -> str:

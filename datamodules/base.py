@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentation import BatchedAugmentation
@@ -22,6 +21,7 @@ from datamodules.loading import Loading, ResidentStore, Workers, channel_first, 
 from datamodules.opening import check_loading, opened
 from datamodules.preprocessing import Preprocessing
 from datamodules.sampling import SeededItems, TrainingSampler
+from datamodules.saying import say
 from datamodules.splits import Fold
 from datamodules.store import Store
 
@@ -193,7 +193,7 @@ class CohortDataModule(LightningDataModule):
         size = batch_size * 8 * math.prod(edges)
         loading = chosen_loading(self.workers, accelerator=on_accelerator, processes=processes, batch_bytes=size)
         if self.workers == "auto" and on_accelerator and train:
-            rank_zero_info(f"{loading} (data.init_args.workers: auto)")
+            say(f"{loading} (data.init_args.workers: auto)")
         return loading
 
     @property

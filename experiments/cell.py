@@ -37,8 +37,9 @@ UNNAMED = (
     "callbacks.search_report.SearchReport",
     "callbacks.attention.AttentionWriter",
     "callbacks.grad_cam.GradCamWriter",
+    "callbacks.keep_features.KeepFeatures",
 )
-"""Callbacks that a cell's id does not depend on: they watch."""
+"""Callbacks that a cell's id does not depend on: they watch, or read what would else be computed."""
 
 
 def identity_of(resolved: dict[str, Any]) -> Identity:

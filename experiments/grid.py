@@ -134,13 +134,7 @@ class _Driver:
         for key in keys:
             self.folder.failed(key).unlink(missing_ok=True)
         if keys:
-            code = self._snakemake(keys, bands=True)
-            left = self._open()
-            # without masks there are no bands of quality, but the arms that see no mask need not wait for ever
-            alone = [key for key in left if key in self._without_masks() and not self.folder.failed(key).is_file()]
-            if code != 0 and alone and self.keep_going and self._masks_failed():
-                say("no masks: arms that see none go on without bands of segmentation quality")
-                code = self._snakemake(alone, bands=False)
+            self._snakemake(keys)
         return self._left()
 
     def _open(self) -> list[str]:
@@ -148,7 +142,7 @@ class _Driver:
         cells = {cell["key"]: cell for cell in self.plan["cells"]}
         states = self.folder.conditions(self.plan["cells"])
         wanted = [key for key in cells if key in self.wanted and states[key].state != "done"]
-        names = {name for key in wanted for name in (cells[key]["masks"], cells[key]["bands"]) if name is not None}
+        names = {name for key in wanted if (name := cells[key]["masks"]) is not None}
         # the comparison and the user want all masks that are planned, once all cells are wanted
         if len(self.wanted) == len(cells):
             names |= self.plan["masks"].keys()
@@ -170,12 +164,6 @@ class _Driver:
         record = read_maybe(self.folder.record(masks_key(name)))
         return record.get("segmenters") == self.plan["masks"][name] and self.folder.masks_sha256(name) is not None
 
-    def _masks_failed(self) -> bool:
-        return not all(self._made(name) for name in self.plan["masks"])
-
-    def _without_masks(self) -> set[str]:
-        return {cell["key"] for cell in self.plan["cells"] if cell["masks"] is None and cell["role"] != "segmenter"}
-
     def _introduce(self, done: int, left: int) -> None:
         machine = self.machine
         where = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
@@ -188,8 +176,8 @@ class _Driver:
         if others:
             say(f"note: finished cells are of code {', '.join(sorted(others))}; now it is {now}")
 
-    def _snakemake(self, keys: Collection[str], bands: bool) -> int:
-        jobs = grid_workflow.jobs_of(self.plan, self.folder, list(keys), self.machine, bands)
+    def _snakemake(self, keys: Collection[str]) -> int:
+        jobs = grid_workflow.jobs_of(self.plan, self.folder, list(keys), self.machine)
         grid_workflow.write_workflow(self.folder, jobs, self.plan["retries"], self.machine)
         process = grid_workflow.start(self.folder, self.machine, self.keep_going, self.environment)
         try:

@@ -27,8 +27,8 @@ class Planned(TypedDict):
 
     ``key`` names the cell in this folder, whatever the masks will be; ``run`` is its run directory, or None until
     its masks are made. ``words`` are those of ``hepastage fit``; ``masks`` names the segmenter whose out-of-fold
-    masks it trains on, ``bands`` the one whose masks give its bands of quality. ``differs`` holds the configuration
-    keys that are not the base's: ``[its value, the base's]``.
+    masks it trains on, ``bands`` the one whose masks give its bands of quality, for which it does not wait.
+    ``differs`` holds the configuration keys that are not the base's: ``[its value, the base's]``.
     """
 
     key: str

@@ -95,8 +95,6 @@ def _cell(folder: GridFolder, cell: Planned, plan: Plan) -> None:
             raise InputError(
                 f"{cell['arm']}: the masks of {cell['masks']} are not made; 'hepastage grid run' makes them"
             )
-    if cell["bands"] is not None and folder.masks_sha256(cell["bands"]) is not None:
-        words += ["--data.init_args.quality_from", str(masks_folder(folder.study, cell["bands"]))]
     if folder.override(cell["key"]).is_file():
         words += json.loads(folder.override(cell["key"]).read_text(encoding="utf-8"))["words"]
     run = cell["run"]
@@ -114,6 +112,19 @@ def _cell(folder: GridFolder, cell: Planned, plan: Plan) -> None:
     already = fit_and_test(words)
     if not already:
         write_record(folder.record(cell["key"]), {**record, "seconds": round(time.time() - started, 3)})
+    _bands(folder, [cell])
+
+
+def _bands(folder: GridFolder, cells: list[Planned]) -> None:
+    """Fill in the bands of quality of cells that have finished, where the masks are there."""
+    from experiments.grid_bands import fill_bands
+
+    conditions = folder.conditions(cells)
+    for cell in cells:
+        if cell["bands"] is not None and folder.masks_sha256(cell["bands"]) is not None:
+            run = conditions[cell["key"]].record.get("run")
+            if run is not None and (Path(run) / "done.json").is_file():
+                fill_bands(Path(run), masks_folder(folder.study, cell["bands"]))
 
 
 def _masks(folder: GridFolder, plan: Plan, segmenter: str) -> None:
@@ -152,6 +163,7 @@ def _masks(folder: GridFolder, plan: Plan, segmenter: str) -> None:
             "seconds": round(time.time() - started, 3),
         },
     )
+    _bands(folder, [cell for cell in plan["cells"] if cell["bands"] == segmenter])
 
 
 def _compare(folder: GridFolder, plan: Plan) -> None:
@@ -159,6 +171,8 @@ def _compare(folder: GridFolder, plan: Plan) -> None:
     from experiments.commands.compare import compare_and_print
 
     wish = plan["compare"] or {}
+    # a job that was killed between its end and this may have left some out
+    _bands(folder, plan["cells"])
     conditions = folder.conditions(plan["cells"])
     runs = [Path(conditions[cell["key"]].record["run"]) for cell in plan["cells"]]
     planned = {run.resolve() for run in runs}

@@ -24,8 +24,12 @@ from experiments.grid_processes import end_with
 SNAKEFILE = """\
 # Written by 'hepastage grid run'; made anew each time. Only what is not finished is in it.
 import json
+import re
 
 JOBS = json.load(open(WORKFLOW_FILE))
+# what other cells wait for is run before what nobody waits for
+AWAITED = sorted({need for key, job in JOBS.items() if key != "COMPARE_KEY" for need in job["needs"]})
+AWAITED = "|".join(map(re.escape, AWAITED)) or "(?!)"
 
 
 def of(wildcards):
@@ -34,10 +38,6 @@ def of(wildcards):
 
 def resource(name):
     return lambda wildcards: of(wildcards)["resources"].get(name, 0)
-
-
-wildcard_constraints:
-    key="[^/]+",
 
 
 localrules:
@@ -49,13 +49,18 @@ rule all:
         expand("ended/{key}", key=JOBS),
 
 
-rule job:
+"""
+RULE = """
+
+rule NAME:
     input:
         lambda wildcards: expand("ended/{key}", key=of(wildcards)["needs"]),
     output:
         "ended/{key}",
+    wildcard_constraints:
+        key=PATTERN,
     threads: lambda wildcards: of(wildcards)["cores"]
-    priority: 1
+    priority: PRIORITY
     retries: RETRIES
     resources:
         RESOURCES
@@ -64,6 +69,8 @@ rule job:
     shell:
         "{params.command}"
 """
+RULES = (("awaited", "AWAITED", "2"), ("job", 'f"(?!(?:{AWAITED})$)[^/]+"', "1"))
+"""Name, pattern of the keys, and priority of the workflow's two rules."""
 
 
 class Job(TypedDict):
@@ -83,7 +90,7 @@ class Machine(TypedDict):
     profile: Path | None
 
 
-def jobs_of(plan: Plan, folder: GridFolder, open_keys: Sequence[str], machine: Machine, bands: bool) -> dict[str, Job]:
+def jobs_of(plan: Plan, folder: GridFolder, open_keys: Sequence[str], machine: Machine) -> dict[str, Job]:
     """The jobs that are still to be done.
 
     Args:
@@ -91,16 +98,11 @@ def jobs_of(plan: Plan, folder: GridFolder, open_keys: Sequence[str], machine: M
         folder: Its grid folder.
         open_keys: Keys of cells, masks and the comparison that are open and wanted.
         machine: What they run on.
-        bands: Whether arms without masks wait for those that give their bands of quality.
     """
     wanted = set(open_keys)
     made: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for cell in plan["cells"]:
-        needs = []
-        if cell["masks"] is not None:
-            needs.append(masks_key(cell["masks"]))
-        if bands and cell["bands"] is not None:
-            needs.append(masks_key(cell["bands"]))
+        needs = [] if cell["masks"] is None else [masks_key(cell["masks"])]
         made[cell["key"]] = (needs, cell["resources"])
     for name, keys in plan["masks"].items():
         made[masks_key(name)] = (keys, made[keys[0]][1] if keys else {})
@@ -168,7 +170,10 @@ def write_workflow(folder: GridFolder, jobs: dict[str, Job], retries: int, machi
     lines = [f'{name}=resource("{name}"),' for name in names if name != "mpi"]
     if "mpi" in names:
         lines.append("mpi=lambda wildcards: of(wildcards)['resources'].get('mpi', ''),")
-    text = SNAKEFILE.replace("WORKFLOW_FILE", repr(str(folder.workflow / "jobs.json")))
+    text = SNAKEFILE.replace("WORKFLOW_FILE", repr(str(folder.workflow / "jobs.json"))).rstrip() + "\n"
+    for name, pattern, priority in RULES:
+        text += RULE.replace("NAME", name).replace("PATTERN", pattern).replace("PRIORITY", priority)
+    text = text.replace("COMPARE_KEY", COMPARE_KEY)
     text = text.replace("RETRIES", str(retries))
     block = "".join(["    resources:\n", *(f"        {line}\n" for line in lines)]) if lines else ""
     text = text.replace("    resources:\n        RESOURCES\n", block)

@@ -27,6 +27,7 @@ from experiments.cli_errors import explained, misfits
 from experiments.cli_given import Given, class_changes, given_of, located
 from experiments.cli_machine import trainer_faults
 from experiments.cli_words import expand_run, take_restart, with_shipped
+from experiments.memory import keep_memory
 from experiments.quiet import quieten_lightning
 from experiments.run_logging import tell_configuration
 from experiments.run_stages import evaluate, fit, say
@@ -216,6 +217,8 @@ def parsed(command: str, arguments: Sequence[str]) -> HepastageCLI:
     with explaining(given):
         cli = HepastageCLI(command, words)
     check_built(cli, given)
+    if cli.trainer.strategy.root_device.type == "cpu":
+        keep_memory()
     return cli
 
 

@@ -15,6 +15,7 @@ from datamodules.images import Volume
 from datamodules.masks import Segmenter
 from datamodules.nnunet_preprocessing import NNUNetCase, preprocess_as_nnunet, to_native_as_nnunet
 from experiments.inference import Inference, mirror_axes_of
+from experiments.memory import keep_memory
 from experiments.nnunet_import import KIND, ImportedFold, ImportedModel, is_imported, load_model
 from experiments.trained_segmenter import PLAIN, TrainedSegmenter, Variant, best_device
 from lightning_modules.networks.nnunet_network import network_of, sliding_logits
@@ -49,6 +50,8 @@ class ImportedSegmenter(TrainedSegmenter):
             "data": {"init_args": {"sequence": self.model.sequence}},
         }
         self.device = device if device is not None else best_device()
+        if self.device.type == "cpu":
+            keep_memory()
         settings = self.model.settings
         # not hepastage's: compared only, to refuse an average over two grids
         self.preprocessing: Any = settings.grid

@@ -23,6 +23,7 @@ from datamodules.files import sha256_of_file
 from datamodules.images import Volume
 from datamodules.preprocessing import Preprocessing, preprocess
 from experiments.inference import Inference, mirror_axes_of
+from experiments.memory import keep_memory
 from experiments.precision import best_precision
 from lightning_modules.networks.initial_weights import without_initial_weights
 from lightning_modules.segmentation import SegmentationModule
@@ -80,6 +81,8 @@ class TrainedSegmenter:
             )
         load_weights(module, path)
         self.device = device if device is not None else best_device()
+        if self.device.type == "cpu":
+            keep_memory()
         self.module = module.to(self.device).eval()
         self.preprocessing = preprocessing_of(self.config)
 

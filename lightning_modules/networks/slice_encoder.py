@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.networks.backbones import unknown_backbone
+from lightning_modules.networks.feature_memory import FeatureMemory
 from lightning_modules.networks.initial_weights import initial_weights_wanted
 from lightning_modules.networks.mask_injection import MaskGate, resize_mask
 
@@ -71,6 +73,7 @@ class SliceEncoder(nn.Module):
         self.gates = nn.ModuleList(MaskGate(n, initial_pass) for n in self.channels) if gate and self.is_chain else None
         self.gated = gate
         self.frozen = freeze
+        self.memory: FeatureMemory | None = None  # set by callbacks.keep_features
         if freeze:
             for layer in self.layers():
                 for parameter in layer:
@@ -104,15 +107,19 @@ class SliceEncoder(nn.Module):
         kept = [[p for p in layer if id(p) not in new] for layer in found]
         return [layer for layer in kept if layer]
 
-    def forward(self, slices: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, slices: Tensor, mask: Tensor | None = None, counts: Sequence[int] | None = None, stages: int = 1
+    ) -> list[Tensor]:
         """Encode.
 
         Args:
             slices: Shape (N, C, I, J).
             mask: Share of liver, in [0, 1], shape (N, 1, I, J); needed where stages are gated.
+            counts: Slices of each volume, one volume after the other, which a memory of features goes by.
+            stages: How many of the last stages are needed; a memory keeps no others.
 
         Returns:
-            The stages' feature maps, highest resolution first, each (N, C', H, W).
+            The stages' feature maps, highest resolution first, each (N, C', H, W); with a memory the last ``stages``.
 
         Raises:
             ValueError: The stages are gated and no mask was given, or the backbone takes no slices of this size.
@@ -120,6 +127,9 @@ class SliceEncoder(nn.Module):
         if self.gated and mask is None:
             raise ValueError("the encoder's stages are gated by the mask, but the batch holds no mask")
         try:
+            # who asks for the gradient of the image (Grad-CAM) needs the encoder itself
+            if self.memory is not None and counts is not None and not slices.requires_grad:
+                return self.memory.recall(slices, counts, stages, lambda new: self._stages(new, None))
             return self._stages(slices, mask)
         except AssertionError as error:
             # timm's own checks of a slice's edges

@@ -113,7 +113,8 @@ class SliceClassifier(PatientNetwork):
             used = torch.ones(batch, slices, dtype=torch.bool, device=image.device)
         pixels = with_neighbours(image, self.neighbours).permute(0, 4, 1, 2, 3)[used]
         planes = mask.permute(0, 4, 1, 2, 3)[used] if mask is not None else None
-        maps = self.encoder(pixels, planes if "gate" in self.ways else None)[-1]
+        counts = used.sum(1).tolist() if self.encoder.memory is not None else None
+        maps = self.encoder(pixels, planes if "gate" in self.ways else None, counts)[-1]
         locations: Tensor | None = None
         if self.pool is None:
             vectors = maps.mean((2, 3))

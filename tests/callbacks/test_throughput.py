@@ -61,7 +61,7 @@ def test_the_bottleneck_is_named_once(
     clock = Clock()
     said: list[str] = []
     monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr(throughput, "rank_zero_info", said.append)
+    monkeypatch.setattr(throughput, "say", said.append)
     data = SimpleNamespace(augmentation_s=0.0)
     trainer, module = SimpleNamespace(current_epoch=0, datamodule=data), SimpleNamespace(log=lambda *a, **k: None)
     meter: Any = Throughput(arithmetic=False)

@@ -115,6 +115,10 @@ USE: dict[str, tuple[list[str], list[str]]] = {
         ["direct", "training/fine_tune"],
         [*SMALL_CLASSIFIER, "--model.init_args.network.init_args.pretrained", "false"],
     ),
+    "training/frozen.yaml": (
+        ["direct", "training/frozen"],
+        [*SMALL_CLASSIFIER, "--model.init_args.network.init_args.pretrained", "false"],
+    ),
     "training/focal.yaml": (["direct", "training/focal"], SMALL_CLASSIFIER),
     "training/smooth_mixup.yaml": (["masked_attention_resnet", "training/smooth_mixup"], SMALL_CLASSIFIER),
     "trainer/laptop.yaml": (["direct", "trainer/laptop"], SMALL_CLASSIFIER),
@@ -160,8 +164,21 @@ def test_none_is_forgotten() -> None:
     assert shipped_names() == CONFIGS, "what the error message lists"
 
 
+def own_weights(folder: Path) -> Path:
+    """Weights of the small classifier's backbone, as a file."""
+    import timm
+
+    path = folder / "resnet10t.pth"
+    if not path.is_file():
+        with torch.random.fork_rng():
+            torch.save(timm.create_model("resnet10t", in_chans=1).state_dict(), path)
+    return path
+
+
 def words_of(name: str, tiny: Tiny, runs: Path) -> list[str]:
     configs, small = USE[name]
+    if name == "training/frozen.yaml":  # nothing is downloaded in tests
+        small = [*small, "--model.init_args.network.init_args.weights_file", str(own_weights(tiny.folder))]
     return [*tiny.words(*configs, runs=runs), *small, *ONE_LOGGER, "--trainer.accelerator", "cpu"]
 
 

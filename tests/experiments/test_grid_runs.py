@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.records import read_records
 from tests.experiments.grids import (
     BASE,
     SEGMENTER,
@@ -97,6 +98,10 @@ def test_a_study_of_24_cells_survives(tiny_cohort: Tiny, tmp_path: Path) -> None
     assert code == 0 and "51 cells: 27 done, 24 to run" in output, output
     check_once(study, 51)
     assert len({event["key"] for event in events(study, "finished")} - before) == 24
+    records = [read_records(path) for path in tmp_path.glob("runs/*/*/*/predictions.parquet")]
+    classified = [record for record in records if "prob" in record]
+    assert len(classified) == 48
+    assert all(record["quality"].notna().all() for record in classified), "whoever waits for no masks has bands too"
 
 
 @pytest.mark.slow

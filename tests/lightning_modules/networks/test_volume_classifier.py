@@ -270,7 +270,7 @@ EVERY = (*BACKBONES, "resnet50", "vit_small_patch16_dinov3")
 """The encoders that studies name."""
 
 
-@pytest.mark.slow  # 360 networks, 20 minutes on two cores
+@pytest.mark.slow  # 288 networks, some 20 minutes on one core
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("ways", [(), *((way,) for way in MASK_WAYS), ("multiply", "gate", "attention"), MASK_WAYS])
 @pytest.mark.parametrize("backbone", EVERY)
