@@ -1,12 +1,13 @@
-"""Our segmenter beside nnU-Net v2's: time per iteration, held-out Dice over seeds, and inference, in one run.
+"""Our segmenter beside nnU-Net v2's and a plain MONAI loop: time per iteration, Dice over seeds, and inference.
 
     python -m benchmarks.segmentation train --scans chaos_t2 [--iterations 250] [--seeds 3] [--out DIR]
     python -m benchmarks.segmentation predict --out DIR
 
 Both train on the same patients with the same patch, batch, network and number of iterations: ours as
 ``hepastage fit -c segmentation -c real_t2`` does, nnU-Net with its own trainer, augmentation and optimiser. They take
-turns on the whole machine (benchmarks/turns.py). Needs nnunetv2, which ``.[dev]`` installs. Without ``--scans``
-phantom patients are made.
+turns on the whole machine (benchmarks/turns.py), on as many threads as ``OMP_NUM_THREADS`` says. With ``--monai`` a
+plain MONAI loop takes part in the first seed (benchmarks/monai_peer.py), for its time alone. Needs nnunetv2, which
+``.[dev]`` installs. Without ``--scans`` phantom patients are made.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from benchmarks.turns import Contestant, Diary, spread, take_turns
 
 TEST_PATIENTS = 4
 EPOCH = 10  # iterations
+WHO = {"ours": "ours", "peer": "nnU-Net", "monai": "MONAI"}
 PATCH, SPACING, BATCH = (64, 64, 32), (5.0, 5.0, 7.7), 2
 
 
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "predict", "ours", "peer"], help="ours and peer are for the script")
+    parser.add_argument("what", choices=["train", "predict", *WHO], help="the last three are for the script")
     parser.add_argument("--scans", type=Path, help="folder with image_N.nii.gz and label_N.nii.gz, 1 is liver")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "hepastage-segmentation")
     parser.add_argument("--iterations", type=int, default=250)
@@ -43,9 +45,11 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=30.0, help="seconds of a turn")
     parser.add_argument("--rounds", type=int, default=2, help="of predicting each held-out scan")
     parser.add_argument("--enough", type=int, help="stop at so many measured iterations each, without Dice")
+    parser.add_argument("--monai", action="store_true", help="a plain MONAI loop takes part")
     options = parser.parse_args()
     out: Path = options.out.absolute()
-    {"train": _train, "predict": _predict, "ours": _ours, "peer": _peer}[options.what](out, options)
+    roles = {"train": _train, "predict": _predict, "ours": _ours, "peer": _peer, "monai": _monai}
+    roles[options.what](out, options)
 
 
 def _train(out: Path, options: argparse.Namespace) -> None:
@@ -69,17 +73,20 @@ def _train(out: Path, options: argparse.Namespace) -> None:
             Contestant(
                 name, _command(name, out, seed, options), out / f"{name}_{seed}.jsonl", out / f"{name}_{seed}.log"
             )
-            for name in ("ours", "peer")
+            for name in WHO
+            if name != "monai" or (options.monai and seed == 0)
         ]
         for contestant in contestants:
             contestant.diary.unlink(missing_ok=True)
         take_turns(contestants, options.turn, options.enough)
-        ours, peer = (contestant.iterations() for contestant in contestants)
-        ratios.append(statistics.median(ours) / statistics.median(peer))
-        console.print(f"seed {seed}: ours {spread(ours)} s, nnU-Net {spread(peer)} s, ratio {ratios[-1]:.3f}")
-        own, other = (statistics.mean(contestant.processor()) for contestant in contestants)
-        busy.append(own / other)
-        console.print(f"  processor time, loaders included: ours {own:.3f} s, nnU-Net {other:.3f} s, {busy[-1]:.3f}")
+        clock = {item.name: statistics.median(item.iterations()) for item in contestants}
+        used = {item.name: statistics.mean(item.processor()) for item in contestants}
+        for item in contestants:
+            own = f"ours / this {clock['ours'] / clock[item.name]:.3f}"
+            own += f"; processor time, loaders included, {used[item.name]:.3f} s, {used['ours'] / used[item.name]:.3f}"
+            console.print(f"seed {seed}: {WHO[item.name]} {spread(item.iterations())} s, {own}")
+        ratios.append(clock["ours"] / clock["peer"])
+        busy.append(used["ours"] / used["peer"])
         if options.enough is None:
             rows.append((_dice_ours(out, seed), _dice_peer(out, seed, cohort, sorted(fold.test))))
             console.print(f"  Dice by patient: ours {rows[-1][0]}, nnU-Net {rows[-1][1]}")
@@ -128,7 +135,7 @@ def _our_work() -> dict[str, Any]:
 
 def _command(name: str, out: Path, seed: int, options: argparse.Namespace) -> list[str]:
     words = [sys.executable, "-m", "benchmarks.segmentation", name, "--out", str(out), "--seed", str(seed)]
-    return [*words, "--iterations", str(options.iterations)]
+    return [*words, "--iterations", str(options.iterations if name != "monai" else min(options.iterations, 60))]
 
 
 def _words(out: Path, seed: int, iterations: int) -> list[str]:
@@ -171,6 +178,16 @@ def _peer(out: Path, options: argparse.Namespace) -> None:
     from benchmarks import nnunet_peer
 
     nnunet_peer.train(out, options.seed, options.iterations // EPOCH, EPOCH, out / f"peer_{options.seed}.jsonl")
+
+
+def _monai(out: Path, options: argparse.Namespace) -> None:
+    from benchmarks import monai_peer
+    from datamodules.cohort import Cohort
+    from datamodules.splits import Splits
+
+    cohort = Cohort.load(out / "cohort.parquet")
+    fold = Splits.load(out / "splits.json", cohort).folds[0]
+    monai_peer.train(cohort, fold, SPACING, _our_work(), options.iterations, out / f"monai_{options.seed}.jsonl")
 
 
 def _dice_ours(out: Path, seed: int) -> dict[str, float]:
