@@ -16,7 +16,7 @@ from datamodules.cohort import Cohort, Scan
 from datamodules.covariates import Floats, covariate_table, examination_values, statistics
 from datamodules.errors import InputError
 from datamodules.examinations import Examination, examinations, examinations_having
-from datamodules.loading import Workers
+from datamodules.loading import ResidentStore, Workers, channel_first
 from datamodules.masks import MaskSet, quality_band
 from datamodules.patients import DEFAULT_GRID, MaskSource, PatientDataModule, Sampling
 from datamodules.perturbation import MaskPerturbation
@@ -48,6 +48,7 @@ class StagingDataModule(PatientDataModule):
         complete: Sequences that an examination must have to take part, whether the arm sees them or not. It gives
             arms of one and of several sequences the same patients.
         sampling: See ``PatientDataModule``.
+        resident: See ``CohortDataModule``.
 
     Raises:
         InputError: Arguments that contradict each other, masks that leak, a patient without a label, two
@@ -72,11 +73,12 @@ class StagingDataModule(PatientDataModule):
         covariates: tuple[str, ...] = (),
         complete: tuple[str, ...] = (),
         sampling: Sampling = "shuffled",
+        resident: bool = False,
     ) -> None:
         preprocessing = preprocessing or DEFAULT_GRID
         super().__init__(
             cohort, splits, fold, store, preprocessing, sequences, rule, None, mask_source, masks,
-            batch_size, workers, augmentation, sampling, perturbation=perturbation,
+            batch_size, workers, augmentation, sampling, perturbation=perturbation, resident=resident,
         )  # fmt: skip
         self.covariates = tuple(covariates)
         self.complete = tuple(complete)
@@ -102,7 +104,7 @@ class StagingDataModule(PatientDataModule):
         target = dict(self.targets(part))
         items = self.items(part)
         covariates = self._values(part) if self.covariates else None
-        return ExaminationDataset(items, target, self.store, self.mask_source, self.mask_files, covariates)
+        return ExaminationDataset(items, target, self.reading, self.mask_source, self.mask_files, covariates)
 
     def scans_of(self, part: Part) -> list[Scan]:
         """See ``CohortDataModule``; examinations that are not complete are left out where that is asked for.
@@ -201,7 +203,7 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
         self,
         items: list[Examination],
         target: dict[str, int],
-        store: Store,
+        store: Store | ResidentStore,
         mask_source: MaskSource,
         mask_files: MaskSet | PerturbedMasks | None,
         covariates: Floats | None = None,
@@ -216,31 +218,25 @@ class ExaminationDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def _mask(self, scan: Scan) -> np.ndarray:
+    def _mask(self, scan: Scan) -> torch.Tensor:
         if self.mask_files is None:
-            return np.asarray(self.store.entry(scan).mask())
-        return np.asarray(self.store.external_mask(scan, self.mask_files.path(scan.scan_id)))
+            return channel_first(self.store.entry(scan).mask())
+        return channel_first(self.store.external_mask(scan, self.mask_files.path(scan.scan_id)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.items[index]
-        shape = self.store.entry(item.present_scans[0]).shape
-        image = np.zeros((len(item.scans), *shape), dtype=np.float32)
-        mask = np.zeros_like(image)
-        for channel, scan in enumerate(item.scans):
-            if scan is None:
-                continue
-            image[channel] = self.store.entry(scan).image()
-            if self.mask_source != "none":
-                mask[channel] = self._mask(scan)
+        images = [None if scan is None else channel_first(self.store.entry(scan).image()) for scan in item.scans]
+        # a missing sequence is zeros, on the device where the others are
+        absent = torch.zeros_like(next(image for image in images if image is not None))
         values: dict[str, Any] = {
-            "image": torch.from_numpy(image),
+            "image": torch.cat([absent if image is None else image for image in images]),
             "present": torch.tensor([scan is not None for scan in item.scans]),
             "target": torch.tensor(self.target[item.patient_id]),
             "patient_id": item.patient_id,
             "scan_id": item.scan_id,
         }
         if self.mask_source != "none":
-            values["mask"] = torch.from_numpy(mask)
+            values["mask"] = torch.cat([absent if scan is None else self._mask(scan) for scan in item.scans])
         if self.covariates is not None:
             values["covariates"] = torch.from_numpy(self.covariates[index].astype(np.float32))
         return values

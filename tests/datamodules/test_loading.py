@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from datamodules.loading import chosen_loading
 from datamodules.preprocessing import Preprocessing
 from datamodules.segmentation import SegmentationDataModule
+from datamodules.staging import StagingDataModule
 from tests.tiny import SPACING, Tiny
 
 GRID = Preprocessing(spacing=SPACING, shape=(24, 24, 8))
@@ -34,7 +35,7 @@ def test_large_batches_are_not_held_ready_by_the_dozen() -> None:
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    tensors = ("image", "mask", "target")
+    tensors = ("image", "mask", "target", "present")
     return all(
         torch.equal(first[key], value) if key in tensors else first[key] == value
         for key, value in second.items()
@@ -69,6 +70,24 @@ def test_resident_volumes_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_pat
     plain, resident = (list(module.train_dataloader()) for module in made)
     assert len(plain) == len(resident) > 0
     assert all(same(*pair) for pair in zip(plain, resident, strict=True))
+
+
+def test_resident_examinations_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    made = [
+        StagingDataModule(
+            str(tiny_cohort.cohort), str(tiny_cohort.splits), str(tmp_path), GRID, mask_source="reference",
+            batch_size=2, resident=resident,
+        )
+        for resident in (False, True)
+    ]  # fmt: skip
+    made[0].prepare_data()
+    for part in ("train_dataloader", "test_dataloader"):
+        plain, resident = (list(getattr(module, part)()) for module in made)
+        assert len(plain) == len(resident) > 0
+        assert all(same(*pair) for pair in zip(plain, resident, strict=True))
+    batches = list(made[1].train_dataloader())
+    present, images = (torch.cat([batch[key] for batch in batches]) for key in ("present", "image"))
+    assert not present.all() and (images.abs().amax((2, 3, 4)) > 0).equal(present), "what is missing is zeros"
 
 
 def test_what_contradicts_is_refused(tiny_cohort: Tiny) -> None:
