@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,18 @@ def test_without_a_gpu_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert gpu.main() == 2
     said = capsys.readouterr().err
     assert "there is no GPU on this machine" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_many_cells_beside_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import many_cells
+
+    for name, value in (("RATES", [0.001]), ("FOLDS", 2), ("PATIENTS", 16)):
+        monkeypatch.setattr(many_cells, name, value)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    numbers = many_cells.compare(tmp_path, Namespace(scans=None, epochs=1, cores=2, measured=1))
+    assert numbers["cells"] == 4 and set(numbers["scripts"]) == {"usual", "same"}
+    for parts in numbers["scripts"].values():
+        assert parts["all_s"] == pytest.approx(2 * (parts["start"] + parts["epoch"] + parts["test"]))
+        assert min(parts["start"], parts["epoch"], parts["test"]) > 0
