@@ -87,3 +87,37 @@ def train(
             done += 1
             if done == iterations:
                 break
+
+
+def predict(model: Any, image: Path, spacing: tuple[float, ...], patch: tuple[int, ...], out: Path) -> None:
+    """Segment one NIfTI file as tutorials do: sliding windows in float32, logits back on the native grid, saved.
+
+    Args:
+        model: From :func:`network`, in evaluation mode.
+        image: The image.
+        spacing: Target spacing in mm (I, J, K).
+        patch: Window in voxels.
+        out: The mask's file.
+    """
+    import torch
+    from monai import transforms as mt
+    from monai.inferers.utils import sliding_window_inference
+
+    chain: Any = mt.Compose(
+        [
+            mt.LoadImaged("image", image_only=True, ensure_channel_first=True),
+            mt.Orientationd("image", "RAS", labels=None), mt.Spacingd("image", spacing),
+            mt.NormalizeIntensityd("image", nonzero=True),
+        ]
+    )  # fmt: skip
+    back: Any = mt.Compose(
+        [
+            mt.Invertd("logits", chain, orig_keys="image", nearest_interp=False),
+            mt.AsDiscreted("logits", argmax=True),
+            mt.SaveImaged("logits", output_dir=out.parent, output_postfix=out.name, print_log=False),
+        ]
+    )
+    data = chain({"image": str(image)})
+    with torch.inference_mode():
+        logits = sliding_window_inference(data["image"][None], patch, 4, model, overlap=0.5, mode="gaussian")
+    back({**data, "logits": logits[0]})

@@ -217,7 +217,7 @@ def _predict(out: Path, options: argparse.Namespace) -> None:
     """nnU-Net's trained model, by its predictor and imported into hepastage: file to file, in turns."""
     import torch
 
-    from benchmarks import nnunet_peer
+    from benchmarks import monai_peer, nnunet_peer
     from datamodules.cohort import Cohort
     from datamodules.images import read_image, read_mask, write_nifti
     from datamodules.splits import Splits
@@ -233,20 +233,33 @@ def _predict(out: Path, options: argparse.Namespace) -> None:
         trained = nnunet_peer.results(out, 0)
         assert hepastage(["nnunet", "import", str(trained), "--out", str(checkpoint)]) == 0
     ours = ImportedSegmenter(checkpoint, device=torch.device("cpu"))
-    console = Console()
+    plain = monai_peer.network(_our_work()).eval()  # its weights are random: for its time alone
+    console = Console(width=150)
     table = Table(
-        "mirrored", "precision", "nnU-Net s", "ours s", "ratio", "least Dice of the two masks", title="Inference"
+        "mirrored",
+        "precision",
+        "nnU-Net s",
+        "MONAI s",
+        "ours s",
+        "to nnU-Net",
+        "to MONAI",
+        "least Dice to nnU-Net's",
+        title="Inference",
     )
     for mirror in (False, True):
         peer = nnunet_peer.predictor(out, 0, mirror=mirror)
         settings = {name: Inference(mirror=mirror, precision=name) for name in ("bf16", "32")}
-        times: dict[str, list[float]] = {"peer": [], **{name: [] for name in settings}}
+        times: dict[str, list[float]] = {"peer": [], "monai": [], **{name: [] for name in settings}}
         agreement: dict[str, list[float]] = {name: [] for name in settings}
         for turn in range(options.rounds):
             for scan in (scan for scan in cohort.scans if scan.patient_id in held):
                 started = time.perf_counter()
                 theirs = read_mask(nnunet_peer.predict(peer, scan.image, out / "inferred" / scan.scan_id), (1,)).data
                 seconds = {"peer": time.perf_counter() - started}
+                if not mirror:
+                    started = time.perf_counter()
+                    monai_peer.predict(plain, scan.image, SPACING, PATCH, out / "inferred" / "monai")
+                    seconds["monai"] = time.perf_counter() - started
                 for name, inference in settings.items():
                     started = time.perf_counter()
                     image = read_image(scan.image)
@@ -255,17 +268,17 @@ def _predict(out: Path, options: argparse.Namespace) -> None:
                     seconds[name] = time.perf_counter() - started
                     agreement[name].append(float(dice(mask, theirs)))
                 # the first scan of all pays for loading libraries
-                if turn or times["peer"]:
+                if turn or mirror or len(agreement["32"]) > 1:
                     for name, value in seconds.items():
                         times[name].append(value)
-                else:
-                    times["peer"].append(seconds["peer"])
         for name in settings:
-            count = len(times[name])
-            ratios = [own / other for own, other in zip(times[name], times["peer"][-count:], strict=True)]
+            ratios = {
+                peer: [own / other for own, other in zip(times[name], times[peer], strict=True)] if times[peer] else []
+                for peer in ("peer", "monai")
+            }
             table.add_row(
-                "yes" if mirror else "no", name, spread(times["peer"][-count:]), spread(times[name]), spread(ratios),
-                f"{min(agreement[name]):.5f}",
+                "yes" if mirror else "no", name, spread(times["peer"]), spread(times["monai"]), spread(times[name]),
+                spread(ratios["peer"]), spread(ratios["monai"]), f"{min(agreement[name]):.5f}",
             )  # fmt: skip
     console.print(table)
 

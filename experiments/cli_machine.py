@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
 from experiments.cli_given import Given
-from experiments.cli_hints import no_processes, not_a_choice, step_too_large, too_few
+from experiments.cli_hints import no_processes, not_a_choice, step_too_large, too_few, wrong_choice
 from experiments.cli_source import is_written_in
 
 if TYPE_CHECKING:
@@ -24,8 +24,13 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORL
 
 LEAST = {
     "max_epochs": -1, "max_steps": -1, "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "num_nodes": 1,
+    "num_sanity_val_steps": -1, "log_every_n_steps": 0, "reload_dataloaders_every_n_epochs": 0,
 }  # fmt: skip
 """The smallest values; Lightning refuses others when it is built, or divides by them in the training."""
+WORDS = {
+    "gradient_clip_algorithm": ("norm", "value"), "profiler": ("simple", "advanced", "pytorch", "xla"),
+}  # fmt: skip
+"""Words that Lightning's trainer knows, without regard to case, where it takes any text."""
 SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 """A share in [0, 1], or a whole number of batches."""
 
@@ -113,6 +118,10 @@ def _number_faults(trainer: Mapping[str, Any]) -> list[str]:
         value = trainer.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value < least:
             faults.append(f"trainer.{key}: is {value}; give {least} or more")
+    for key, words in WORDS.items():
+        value = trainer.get(key)
+        if isinstance(value, str) and value.lower() not in words:
+            faults.append(f"trainer.{key}: {wrong_choice(value, [', '.join(words)])}")
     if _whole(trainer.get("devices")) == 0:
         faults.append(no_processes(trainer["devices"]))
     for key in SHARES:

@@ -21,8 +21,8 @@ from callbacks.run_directory import RunDirectory
 from datamodules.errors import InputError
 from datamodules.files import sha256_of_json
 from experiments.cell import PATH_KEYS, identity_of
-from experiments.cli_errors import explained
 from experiments.cli_given import given_of
+from experiments.cli_readable import explained
 from experiments.cli_words import with_shipped
 from experiments.grid_folder import GridFolder, Plan, Planned, write_record
 from experiments.grid_words import Places, all_cells, bands_of, words_of

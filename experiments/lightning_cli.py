@@ -23,9 +23,10 @@ from experiments.batch_parts import compute_in_parts
 from experiments.cell import PATH_KEYS, add_watchers, identity_of, place
 from experiments.cli_cells import request_of, require_cell
 from experiments.cli_checks import process_faults
-from experiments.cli_errors import explained, misfits
+from experiments.cli_errors import misfits
 from experiments.cli_given import Given, class_changes, given_of, located
 from experiments.cli_machine import trainer_faults
+from experiments.cli_readable import explained
 from experiments.cli_words import expand_run, take_restart, with_shipped
 from experiments.memory import keep_memory
 from experiments.quiet import quieten_lightning

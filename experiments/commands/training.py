@@ -108,3 +108,7 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
     elif command == "fit" and not restart:
         refuse_trained(given)
     check_machine(given)
+    # needs torch
+    from experiments.cli_build import check_buildable
+
+    check_buildable(given)

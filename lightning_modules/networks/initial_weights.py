@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _WANTED = ContextVar("initial_weights_wanted", default=True)
+_SKETCHED = ContextVar("sketched", default=False)
 
 
 @contextlib.contextmanager
@@ -22,6 +23,22 @@ def without_initial_weights() -> Iterator[None]:
         yield
     finally:
         _WANTED.reset(token)
+
+
+@contextlib.contextmanager
+def sketched() -> Iterator[None]:
+    """Build networks with a stand-in for timm's backbone, whose import takes seconds: to hear what is refused."""
+    token = _SKETCHED.set(True)
+    try:
+        with without_initial_weights():
+            yield
+    finally:
+        _SKETCHED.reset(token)
+
+
+def is_sketched() -> bool:
+    """Whether a network that is built now is thrown away at once."""
+    return _SKETCHED.get()
 
 
 def initial_weights_wanted() -> bool:

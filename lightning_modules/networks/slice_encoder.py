@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.networks.backbones import unknown_backbone
 from lightning_modules.networks.feature_memory import FeatureMemory
-from lightning_modules.networks.initial_weights import initial_weights_wanted
+from lightning_modules.networks.initial_weights import initial_weights_wanted, is_sketched
 from lightning_modules.networks.mask_injection import MaskGate, resize_mask
 
 
@@ -50,6 +50,10 @@ class SliceEncoder(nn.Module):
         freeze: bool = False,
     ) -> None:
         super().__init__()
+        self.channels: tuple[int, ...]
+        self.reductions: tuple[int, ...]
+        self.gates: nn.ModuleList | None
+        self.memory: FeatureMemory | None
         if not initial_weights_wanted():
             pretrained, weights_file = False, None
         elif freeze and not pretrained and weights_file is None:
@@ -57,6 +61,10 @@ class SliceEncoder(nn.Module):
                 f"freeze: the weights of {backbone} would stay random; set pretrained: true or weights_file, or leave "
                 "freeze out"
             )
+        if is_sketched():
+            self.channels, self.reductions, self.channels_last_output = (8,) * 4, (4, 8, 16, 32), False
+            self.gates, self.gated, self.frozen, self.memory, self.is_chain = None, gate, freeze, None, True
+            return
         # timm takes seconds to import
         from timm.models._features import FeatureListNet
 
@@ -67,13 +75,13 @@ class SliceEncoder(nn.Module):
         self.is_chain = isinstance(self.backbone, FeatureListNet)
         if gate and not self.is_chain:
             _wrap_blocks(self.backbone, backbone, initial_pass)
-        self.channels: tuple[int, ...] = tuple(self.backbone.feature_info.channels())
-        self.reductions: tuple[int, ...] = tuple(self.backbone.feature_info.reduction())
+        self.channels = tuple(self.backbone.feature_info.channels())
+        self.reductions = tuple(self.backbone.feature_info.reduction())
         self.channels_last_output = str(getattr(self.backbone, "output_fmt", "NCHW")).upper().endswith("NHWC")
         self.gates = nn.ModuleList(MaskGate(n, initial_pass) for n in self.channels) if gate and self.is_chain else None
         self.gated = gate
         self.frozen = freeze
-        self.memory: FeatureMemory | None = None  # set by callbacks.keep_features
+        self.memory = None  # set by callbacks.keep_features
         if freeze:
             for layer in self.layers():
                 for parameter in layer:

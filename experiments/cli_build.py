@@ -1,0 +1,104 @@
+"""Build the plain torch parts of a model before Lightning is imported, to hear what their constructors refuse.
+
+Networks, losses and optimisers need torch, which a run needs anyway, and nothing else that takes seconds (timm's
+backbones are left out). What they refuse is said as the run would say it. A part that was given no value of its own is
+not built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from datamodules.errors import InputError
+from experiments.cli_given import Given, located
+from experiments.cli_precheck import classes_given, with_members
+from experiments.cli_words import shipped_names
+
+PLAIN = ("lightning_modules.networks.", "lightning_modules.losses.", "torch.")
+"""Packages whose classes need no Lightning."""
+
+
+def check_buildable(given: Sequence[Given]) -> None:
+    """Refuse what constructors of a model's plain parts refuse.
+
+    Args:
+        given: All that was given, which the other checks have found nothing wrong with.
+
+    Raises:
+        InputError: The first constructor's complaint, or a value of a wrong type.
+    """
+    given = with_members(given)
+    shipped = {name.rsplit("/", 1)[-1] for name in shipped_names()}
+    classes = classes_given(given)
+    for owner, paths in classes.items():
+        path = paths[-1][1]
+        inside = any(owner.startswith(f"{other}.init_args.") and _plain(classes[other][-1][1]) for other in classes)
+        own = [item for item in given if item.key.startswith(f"{owner}.init_args.")]
+        # shipped configurations are known to be right
+        if _plain(path) and not inside and any(item.where not in shipped for item in own):
+            _build(owner, path, own, given)
+
+
+def _plain(path: str) -> bool:
+    return path.startswith(PLAIN)
+
+
+def _build(owner: str, path: str, own: Sequence[Given], given: Sequence[Given]) -> None:
+    """Parse the arguments as the run does, and construct."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from experiments.cli_readable import explained
+    from lightning_modules.networks.initial_weights import sketched
+
+    module, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(module), name, None)
+    if not inspect.isclass(made) and not inspect.isfunction(made):
+        return
+    is_optimizer = owner.endswith(".optimizer")
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        skipped: set[str | int] = {"params"} if is_optimizer else set()
+        if inspect.isclass(made):
+            parser.add_class_arguments(made, fail_untyped=False, skip=skipped, sub_configs=False)
+        else:
+            parser.add_function_arguments(made, fail_untyped=False, skip=skipped)
+    except Exception:  # a signature that is not to be read here is the run's affair
+        return
+    try:
+        with sketched():
+            values = parser.instantiate(parser.parse_object(_nested(own, f"{owner}.init_args.")))
+            made(*([_parameter()] if is_optimizer else []), **vars(values))
+    except InputError as error:
+        raise InputError(located(error.faults[0], given), *error.faults[1:]) from error
+    except (ValueError, ArgumentError) as error:
+        fault = explained(str(error), error).faults[0]
+        raise InputError(located(fault, given)) from error
+    except Exception:  # what is no refusal is for the run to meet
+        return
+
+
+def _parameter() -> Any:
+    import torch
+
+    return [torch.nn.Parameter(torch.zeros(1))]
+
+
+def _nested(own: Sequence[Given], begin: str) -> dict[str, Any]:
+    """Dotted keys as nested mappings; later values win, and what is added to a list is left out."""
+    values: dict[str, Any] = {}
+    for item in own:
+        parts = item.key.removeprefix(begin).split(".")
+        if item.appended or any(part.isdigit() for part in parts):
+            continue
+        place = values
+        with contextlib.suppress(TypeError):
+            for part in parts[:-1]:
+                if not isinstance(place.get(part), dict):
+                    place[part] = {} if place.get(part) is None else {"class_path": place[part]}
+                place = place[part]
+            place[parts[-1]] = item.value
+    return values
