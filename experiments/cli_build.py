@@ -37,14 +37,36 @@ def check_buildable(given: Sequence[Given]) -> None:
     for owner, paths in classes.items():
         path = paths[-1][1]
         inside = any(owner.startswith(f"{other}.init_args.") and _plain(classes[other][-1][1]) for other in classes)
-        own = [item for item in given if item.key.startswith(f"{owner}.init_args.")]
+        begin = f"{owner}.init_args."
+        own = [(place, item) for place, item in enumerate(given) if item.key.startswith(begin)]
+        # what was changed within is put together by the parser's own rules
+        changed = any(other.startswith(begin) and len({path for _, path in classes[other]}) > 1 for other in classes)
         # shipped configurations are known to be right
-        if _plain(path) and not inside and any(item.where not in shipped for item in own):
-            _build(owner, path, own, given)
+        if _plain(path) and not inside and not changed and any(item.where not in shipped for _, item in own):
+            _build(owner, path, _kept(own, begin, paths), given)
 
 
 def _plain(path: str) -> bool:
     return path.startswith(PLAIN)
+
+
+def _kept(own: Sequence[tuple[int, Given]], begin: str, paths: Sequence[tuple[int, str]]) -> list[Given]:
+    """Of a class that replaced another one the parser keeps the arguments of the same name and drops the others."""
+    last, path = paths[-1]
+    earlier = any(place < last and other != path for place, other in paths)
+    names = inspect.signature(_made(path)).parameters if earlier and _made(path) is not None else {}
+    return [
+        item
+        for place, item in own
+        if not earlier or place > last or item.key.removeprefix(begin).split(".")[0] in names
+    ]
+
+
+def _made(path: str) -> Any:
+    """The class or function of a path; None where it is neither."""
+    module, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(module), name, None)
+    return made if inspect.isclass(made) or inspect.isfunction(made) else None
 
 
 def _build(owner: str, path: str, own: Sequence[Given], given: Sequence[Given]) -> None:
@@ -54,9 +76,8 @@ def _build(owner: str, path: str, own: Sequence[Given], given: Sequence[Given]) 
     from experiments.cli_readable import explained
     from lightning_modules.networks.initial_weights import sketched
 
-    module, _, name = path.rpartition(".")
-    made = getattr(importlib.import_module(module), name, None)
-    if not inspect.isclass(made) and not inspect.isfunction(made):
+    made = _made(path)
+    if made is None:
         return
     is_optimizer = owner.endswith(".optimizer")
     parser = ArgumentParser(exit_on_error=False)

@@ -47,6 +47,18 @@ RIGHT = {
     ),
     "staging": ("staging", [f"{NETWORK}.fusion", "gated", f"{NETWORK}.sequence_dropout", "0.3"]),
     "a loss": ("direct", ["--model.init_args.loss", json.dumps({"class_path": FOCAL, "init_args": {"gamma": 1.0}})]),
+    "a class that replaced another": (
+        "direct",
+        ["-c", "model/volume_densenet121", f"{NETWORK}.dropout", "0.3"],
+    ),
+    "a class within that replaced another": (
+        "direct",
+        ["-c", "model/volume_densenet121", "-c", "model/volume_swin", f"{NETWORK}.dropout", "0.3"],
+    ),
+    "an optimiser that replaced another": (
+        "direct",
+        [f"{OPTIMIZER[:-10]}.class_path", "torch.optim.SGD", f"{OPTIMIZER}.momentum", "0.9"],
+    ),
     "only a list is added to": (
         "direct",
         ["--trainer.callbacks+", '{"class_path": "callbacks.grad_cam.GradCamWriter"}'],
