@@ -61,6 +61,10 @@ COMMANDS: dict[str, list[str]] = {
     "one value for two": [*FIT, "--model.init_args.optimizer.init_args.betas", "0.9"],
     "rate that an optimiser refuses": [*FIT, "--model.init_args.optimizer.init_args.betas", "[0.9, 2.0]"],
     "word that the trainer does not know": [*FIT, "--trainer.gradient_clip_algorithm", "nrom"],
+    "metric that is not logged": [
+        *FIT, "--trainer.callbacks+",
+        '{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: valid/aucc, mode: max}}',
+    ],
     "no such accelerator": [*FIT, "--trainer.accelerator", "gpuu"],
     "no process": [*FIT, "--trainer.devices", "0"],
     "FSDP without a GPU": [*FIT, "--trainer.strategy", "fsdp", "--trainer.accelerator", "cpu"],
@@ -71,7 +75,7 @@ COMMANDS: dict[str, list[str]] = {
     "checkpoint of another class": ["test", "--run", "run", "--ckpt", "other.ckpt"],
     "test with an argument changed": ["test", "--run", "run", "--data.init_args.batch_size", "2"],
     "test before the training has ended": ["test", "--run", "unfinished"],
-}
+}  # fmt: skip
 
 
 def seconds(words: list[str], folder: Path) -> tuple[float, float]:

@@ -83,10 +83,12 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
     from experiments.cli_files import check_files
     from experiments.cli_guards import check_guards
     from experiments.cli_machine import check_machine
+    from experiments.cli_monitors import check_monitors
     from experiments.cli_precheck import classes_given, precheck
     from experiments.cli_source import home_of
 
     precheck(given)
+    check_monitors(given)
     check_files(given)
     check_guards(given)
     if any(item.key == "print_config" for item in given):
