@@ -81,11 +81,12 @@ def test_resident_examinations_are_those_of_the_memory_map(tiny_cohort: Tiny, tm
         for resident in (False, True)
     ]  # fmt: skip
     made[0].prepare_data()
-    for part in ("train_dataloader", "test_dataloader"):
+    batches = []
+    for part in ("train_dataloader", "val_dataloader", "test_dataloader"):
         plain, resident = (list(getattr(module, part)()) for module in made)
         assert len(plain) == len(resident) > 0
         assert all(same(*pair) for pair in zip(plain, resident, strict=True))
-    batches = list(made[1].train_dataloader())
+        batches += resident
     present, images = (torch.cat([batch[key] for batch in batches]) for key in ("present", "image"))
     assert not present.all() and (images.abs().amax((2, 3, 4)) > 0).equal(present), "what is missing is zeros"
 

@@ -44,8 +44,8 @@ def faults(word: str, **more: str) -> tuple[bool, int]:
 def test_layers_reuse_what_was_freed() -> None:
     plain, kept = faults("plain"), faults("keep")
     assert kept[0]
-    # pieces of 8 MB are 2000 pages of 4 KB each
-    assert plain[1] > 10_000 and kept[1] < plain[1] / 5
+    # pieces of 8 MB are 2000 pages of 4 KB each; how often glibc gives them back by itself depends on where they lie
+    assert kept[1] < 1000 < plain[1]
     assert not faults("keep", MALLOC_ARENA_MAX="1")[0], "what the user has set stays"
 
 
