@@ -75,7 +75,7 @@ def _carry_out(command: str, rest: list[str]) -> int:
 
 
 def _check(command: str, run: RunDirectory | None, which: str, restart: bool, given: Sequence[Given]) -> None:
-    """All checks that need no Lightning, those that need torch last.
+    """All checks that need no Lightning.
 
     Raises:
         InputError: Something is wrong.
@@ -94,6 +94,10 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
     if any(item.key == "print_config" for item in given):
         return
 
+    # needs torch where a network, loss or optimiser was given values
+    from experiments.cli_build import check_buildable
+
+    check_buildable(given)
     # these open the cohort: half a second
     from callbacks.checkpoint_file import require_whole
     from experiments.cli_cells import refuse_other_cell, refuse_trained
@@ -110,7 +114,3 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
     elif command == "fit" and not restart:
         refuse_trained(given)
     check_machine(given)
-    # needs torch
-    from experiments.cli_build import check_buildable
-
-    check_buildable(given)
