@@ -19,6 +19,7 @@ from callbacks.run_directory import Identity, RunDirectory
 from datamodules.base import CohortDataModule
 from datamodules.errors import InputError
 from datamodules.files import read_json, sha256_of_json, write_json, write_text
+from datamodules.saying import say
 from experiments.batch_parts import compute_in_parts
 from experiments.cell import PATH_KEYS, add_watchers, identity_of, place
 from experiments.cli_cells import request_of, require_cell
@@ -31,7 +32,7 @@ from experiments.cli_words import expand_run, take_restart, with_shipped
 from experiments.memory import keep_memory
 from experiments.quiet import quieten_lightning
 from experiments.run_logging import tell_configuration
-from experiments.run_stages import evaluate, fit, say
+from experiments.run_stages import evaluate, fit
 from experiments.transfer import KEY, settled, transfer_faults
 from experiments.wandb_runs import Sharing
 from lightning_modules.networks.initial_weights import without_initial_weights

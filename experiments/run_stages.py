@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from callbacks.last_checkpoint import ResumePoint, prepare, reached, resume_poin
 from callbacks.preemption import Preemption, is_preempted, queue_again
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import RunFailedError
+from datamodules.saying import say
 from experiments.checkpoints import differences, weights_of
 from experiments.cli_cells import refuse_if_trained
 from experiments.wandb_media import log_results
@@ -159,12 +159,6 @@ def finish(cli: HepastageCLI, command: str, **facts: Any) -> None:
         say(f"{command} done: {text}{_shown(cli.directory.path)}")
     # all processes must see that it is done before one of them asks whether it is
     cli.trainer.strategy.barrier("finished")
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 def _shown(path: Path) -> str:

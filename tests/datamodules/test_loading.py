@@ -43,50 +43,33 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("patch", [None, (16, 28, 8)], ids=["whole", "patch"])
-def test_resident_patches_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path, patch: Any) -> None:
-    made = [
-        SegmentationDataModule(
-            str(tiny_cohort.cohort), str(tiny_cohort.splits), str(tmp_path), GRID, patch=patch, resident=resident
-        )
-        for resident in (False, True)
-    ]
-    made[0].prepare_data()
-    for part in ("train_dataloader", "val_dataloader"):
-        plain, resident = (list(getattr(module, part)()) for module in made)
-        assert len(plain) == len(resident) > 0
-        assert all(same(*pair) for pair in zip(plain, resident, strict=True))
-
-
-def test_resident_volumes_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path) -> None:
-    made = [
-        ClassificationDataModule(
-            str(tiny_cohort.cohort), str(tiny_cohort.splits), str(tmp_path), GRID, mask_source="reference",
-            batch_size=2, resident=resident,
-        )
-        for resident in (False, True)
-    ]  # fmt: skip
-    made[0].prepare_data()
-    plain, resident = (list(module.train_dataloader()) for module in made)
-    assert len(plain) == len(resident) > 0
-    assert all(same(*pair) for pair in zip(plain, resident, strict=True))
-
-
-def test_resident_examinations_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path) -> None:
-    made = [
-        StagingDataModule(
-            str(tiny_cohort.cohort), str(tiny_cohort.splits), str(tmp_path), GRID, mask_source="reference",
-            batch_size=2, resident=resident,
-        )
-        for resident in (False, True)
-    ]  # fmt: skip
+def resident_batches(kind: Any, parts: tuple[str, ...], tiny: Tiny, store: Path, **more: Any) -> list[dict[str, Any]]:
+    """Batches of the parts by resident scans, which must be those of the memory map."""
+    words = (str(tiny.cohort), str(tiny.splits))
+    made = [kind(*words, store=str(store), preprocessing=GRID, resident=resident, **more) for resident in (False, True)]
     made[0].prepare_data()
     batches = []
-    for part in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        plain, resident = (list(getattr(module, part)()) for module in made)
+    for part in parts:
+        plain, resident = (list(getattr(module, f"{part}_dataloader")()) for module in made)
         assert len(plain) == len(resident) > 0
         assert all(same(*pair) for pair in zip(plain, resident, strict=True))
         batches += resident
+    return batches
+
+
+@pytest.mark.parametrize("patch", [None, (16, 28, 8)], ids=["whole", "patch"])
+def test_resident_patches_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path, patch: Any) -> None:
+    resident_batches(SegmentationDataModule, ("train", "val"), tiny_cohort, tmp_path, patch=patch)
+
+
+def test_resident_volumes_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    more = {"mask_source": "reference", "batch_size": 2}
+    resident_batches(ClassificationDataModule, ("train",), tiny_cohort, tmp_path, **more)
+
+
+def test_resident_examinations_are_those_of_the_memory_map(tiny_cohort: Tiny, tmp_path: Path) -> None:
+    more = {"mask_source": "reference", "batch_size": 2}
+    batches = resident_batches(StagingDataModule, ("train", "val", "test"), tiny_cohort, tmp_path, **more)
     present, images = (torch.cat([batch[key] for batch in batches]) for key in ("present", "image"))
     assert not present.all() and (images.abs().amax((2, 3, 4)) > 0).equal(present), "what is missing is zeros"
 
