@@ -17,9 +17,10 @@ def keep_memory() -> bool:
     """Let glibc keep what was freed, for processors that train and predict.
 
     A feature map of a volume is some megabytes large. By default glibc gives such pieces back as soon as they are
-    free, and the system clears each of their pages anew for the next layer: some 6 % of a training step of the nnU-Net
-    topology. What is kept is reused by the next layer; the most memory that a process holds stays what its largest
-    step needs, but is given back only at its end. Numbers do not change. On a GPU torch has an allocator of its own.
+    free, and the system clears each of their pages anew for the next layer: a twentieth of a step of the nnU-Net
+    topology in a profile, and within the noise of a whole training. What is kept is reused by the next layer; the most
+    memory that a process holds stays what its largest step needs, but is given back only at its end. Numbers do not
+    change. On a GPU torch has an allocator of its own.
 
     Returns:
         Whether it was set; not with another C library, nor where the user has set glibc's own variables.
