@@ -1,13 +1,14 @@
 """A classification epoch beside a plain PyTorch + timm + MONAI loop on the same network, in one run.
 
-    python -m benchmarks.classification [--patients 16] [--epochs 4] [--backbone resnet18] [--out DIR]
+    python -m benchmarks.classification [--scans DIR] [--patients 16] [--epochs 4] [--backbone resnet18] [--out DIR]
 
 Ours is ``hepastage fit -c direct`` in bf16 with mean pooling over locations and attention over slices. The plain loop
 has the same network (timm's encoder over all slices at once, gated attention, one logit), AdamW, the same kinds of
 augmentation by MONAI and float32: once as tutorials write it, which reads and resamples each NIfTI file in every
 epoch, and once over MONAI's ``CacheDataset``. All load in the training process, on as many threads as
 ``OMP_NUM_THREADS`` says (1 where it is not set), and take turns on the whole machine (benchmarks/turns.py). Measured
-is the processor time of whole epochs after the first. Phantom patients are made.
+is the processor time of whole epochs after the first. With ``--scans`` patients are derived from real scans, two from
+each, and files are as large as real ones; without, phantom patients are made, whose files are small.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,7 +26,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cohorts import hepastage, write_cohort
 from benchmarks.turns import Contestant, Diary, spread, take_turns
+from datamodules.cohort import Cohort
+from datamodules.splits import Splits
 
 GRID: dict[str, Any] = {"spacing": [2.5, 2.5, 8.0], "shape": [128, 112, 24]}
 BATCH = 4
@@ -36,7 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all", choices=["all", *NAMES], help="all but the first: internal")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "hepastage-classification")
-    parser.add_argument("--patients", type=int, default=16, help="training patients")
+    parser.add_argument("--scans", type=Path, help="folder with image_N.nii.gz and label_N.nii.gz, 1 is liver")
+    parser.add_argument("--patients", type=int, default=16, help="training patients, without --scans")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--grid", type=json.loads, default=GRID, help="spacing and shape of the volumes, as JSON")
@@ -54,7 +60,7 @@ def main() -> None:
 
 def race(out: Path, options: argparse.Namespace) -> dict[str, float]:
     """Make the cohort, let all take turns, and print processor seconds a volume; returns ratios to ours."""
-    make_cohort(out, options.patients)
+    patients = make_cohort(out, options)
     words = [f"--{name}={getattr(options, name)}" for name in ("patients", "epochs", "backbone")]
     words += ["--grid", json.dumps(options.grid), "--out", str(out)]
     contestants = []
@@ -63,7 +69,7 @@ def race(out: Path, options: argparse.Namespace) -> dict[str, float]:
         command = [sys.executable, "-m", "benchmarks.classification", name, *words]
         contestants.append(Contestant(name, command, out / f"{name}.jsonl", out / f"{name}.log"))
     take_turns(contestants, options.turn)
-    volumes = -(-options.patients // BATCH) * BATCH
+    volumes = -(-patients // BATCH) * BATCH
     seconds = {item.name: [value / volumes for value in item.processor(skip=0)] for item in contestants}
     own = statistics.median(seconds["ours"])
     title = f"{options.backbone}, volumes of {'×'.join(map(str, options.grid['shape']))}: an epoch after the first"
@@ -82,24 +88,17 @@ def race(out: Path, options: argparse.Namespace) -> dict[str, float]:
     return ratios
 
 
-def make_cohort(out: Path, patients: int) -> None:
-    """Phantom patients: so many train, a few validate and test."""
-    import shutil
-
-    from datamodules.cohort import Cohort
-    from experiments.cli import main as hepastage
-
+def make_cohort(out: Path, options: argparse.Namespace) -> int:
+    """Patients of whom eight validate and test, and the others train: how many do."""
     shutil.rmtree(out / "runs", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "splits.json").is_file():
-        return
-    cohort = str(out / "phantom" / "cohort.parquet")
-    count = str(patients + 8)
-    assert hepastage(["cohort", "phantom", "--out", str(out / "phantom"), "--patients", count, "--seed", "0"]) == 0
-    names = sorted({scan.patient_id for scan in Cohort.load(cohort).scans})
-    words = ["split", "make", cohort, "--rule", "lsm>12", "--test-patients", ",".join(names[-4:])]
-    words += ["--valid-patients", ",".join(names[-8:-4]), "--out", str(out / "splits.json")]
-    assert hepastage(words) == 0
+    cohort = out / "cohort" / "cohort.parquet"
+    if not (out / "splits.json").is_file():
+        write_cohort(out, options.scans, options.patients + 8, copies=2)
+        names = sorted({scan.patient_id for scan in Cohort.load(cohort).scans})
+        words = ["--rule", "lsm>12", "--test-patients", ",".join(names[-4:])]
+        words += ["--valid-patients", ",".join(names[-8:-4]), "--out", str(out / "splits.json")]
+        hepastage("split", "make", str(cohort), *words)
+    return len(Splits.load(out / "splits.json", Cohort.load(cohort)).folds[0].train)
 
 
 def ours(out: Path, options: argparse.Namespace) -> None:
@@ -121,7 +120,7 @@ def ours(out: Path, options: argparse.Namespace) -> None:
     words = [
         "-c", "direct", "--runs", str(out / "runs"), "--trainer.max_epochs", str(options.epochs),
         "--trainer.check_val_every_n_epoch", str(options.epochs), "--trainer.precision", "bf16-mixed",
-        "--trainer.accelerator", "cpu", f"{data}.cohort", str(out / "phantom" / "cohort.parquet"),
+        "--trainer.accelerator", "cpu", f"{data}.cohort", str(out / "cohort" / "cohort.parquet"),
         f"{data}.splits", str(out / "splits.json"), f"{data}.store", str(out / "store"),
         f"{data}.batch_size", str(BATCH), f"{data}.preprocessing.spacing", json.dumps(options.grid["spacing"]),
         f"{data}.preprocessing.shape", json.dumps(options.grid["shape"]), f"{network}.backbone", options.backbone,
@@ -141,9 +140,6 @@ def plain(out: Path, options: argparse.Namespace, *, cached: bool) -> None:
     from torch import nn
     from torch.utils.data import DataLoader
 
-    from datamodules.cohort import Cohort
-    from datamodules.splits import Splits
-
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -162,7 +158,7 @@ def plain(out: Path, options: argparse.Namespace, *, cached: bool) -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
-    cohort = Cohort.load(out / "phantom" / "cohort.parquet")
+    cohort = Cohort.load(out / "cohort" / "cohort.parquet")
     splits = Splits.load(out / "splits.json", cohort)
     trained = set(splits.folds[0].train)
     scans = [scan for scan in cohort.select(sequences=["T2W"]).scans if scan.patient_id in trained]

@@ -29,6 +29,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cohorts import hepastage, write_cohort
+
 FOLDS, PATIENTS, BATCH = 5, 40, 4
 RATES = [0.0005, 0.001, 0.002, 0.004]
 CHAINS = ("usual", "same")
@@ -82,17 +84,9 @@ def compare(out: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def write_study(out: Path, scans: Path | None, epochs: int) -> Path:
     """The cohort, its split of five folds, and the study of 40 cells."""
-    out.mkdir(parents=True, exist_ok=True)
-    if scans is None:
-        _hepastage("cohort", "phantom", "--out", str(out / "cohort"), "--patients", str(PATIENTS), "--seed", "0")
-    else:
-        words = ["--image", "image_{id}.nii.gz", "--mask", "label_{id}.nii.gz", "--mask-label", "1"]
-        words += ["--sequence", "T2W", "--source", "scans", "--out", str(out / "real.parquet")]
-        _hepastage("cohort", "nifti", str(scans), *words)
-        words = ["--out", str(out / "cohort"), "--strength", "0.6", "--copies", "4", "--seed", "0"]
-        _hepastage("cohort", "semisynthetic", str(out / "real.parquet"), *words)
+    table = write_cohort(out, scans, PATIENTS)
     words = ["--rule", "lsm>12", "--folds", str(FOLDS), "--seed", "0", "--out", str(out / "splits.json")]
-    _hepastage("split", "make", str(out / "cohort" / "cohort.parquet"), *words)
+    hepastage("split", "make", str(table), *words)
     study = {
         "study": "many", "cohort": "cohort/cohort.parquet", "splits": "splits.json",
         "base": {
@@ -193,10 +187,6 @@ def augmentation(chain: str) -> list[Any]:
         tio.RandomAffine(0.1, (5, 5, 10), 10, isotropic=True, p=0.7), tio.RandomBiasField(0.2, p=0.3),
         tio.RandomNoise(std=(0, 0.1), p=0.2), tio.RandomGamma((-0.2, 0.2), p=0.3),
     ]  # fmt: skip
-
-
-def _hepastage(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "experiments.cli", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
