@@ -65,6 +65,20 @@ COMMANDS: dict[str, list[str]] = {
         *FIT, "--trainer.callbacks+",
         '{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: valid/aucc, mode: max}}',
     ],
+    "number that a callback of Lightning refuses": [
+        *FIT, "--trainer.callbacks+",
+        '{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_top_k: -3}}',
+    ],
+    "callback that there is not": [*FIT, "--trainer.callbacks+", "EarlyStoping"],
+    "loggers' options that contradict": [
+        *FIT, "--trainer.logger",
+        '[{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {offline: true, log_model: true}}]',
+    ],
+    "share that the trainer refuses": [*FIT, "--trainer.val_check_interval", "2.5"],
+    "range upside down": [
+        *FIT, "--data.init_args.augmentation.init_args.transforms",
+        "[{class_path: datamodules.augmentation.RandomAffine, init_args: {scales: [2.0, 1.0]}}]",
+    ],
     "no such accelerator": [*FIT, "--trainer.accelerator", "gpuu"],
     "no process": [*FIT, "--trainer.devices", "0"],
     "FSDP without a GPU": [*FIT, "--trainer.strategy", "fsdp", "--trainer.accelerator", "cpu"],

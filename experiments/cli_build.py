@@ -1,8 +1,8 @@
-"""Build the plain torch parts of a model before Lightning is imported, to hear what their constructors refuse.
+"""Build the plain torch parts of a run before Lightning is imported, to hear what their constructors refuse.
 
-Networks, losses and optimisers need torch, which a run needs anyway, and nothing else that takes seconds (timm's
-backbones are left out). What they refuse is said as the run would say it. A part that was given no value of its own is
-not built.
+Networks, losses, optimisers and augmentation need torch, which a run needs anyway, and nothing else that takes seconds
+(timm's backbones are left out). What they refuse is said as the run would say it. A part that was given no value of its
+own is not built.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from datamodules.errors import InputError
-from experiments.cli_given import Given, located
+from experiments.cli_given import Given, is_member, located
 from experiments.cli_precheck import classes_given, with_members
 from experiments.cli_words import shipped_names
 
-PLAIN = ("lightning_modules.networks.", "lightning_modules.losses.", "torch.")
+PLAIN = ("lightning_modules.networks.", "lightning_modules.losses.", "datamodules.augmentation.", "torch.")
 """Packages whose classes need no Lightning."""
 
 
 def check_buildable(given: Sequence[Given]) -> None:
-    """Refuse what constructors of a model's plain parts refuse.
+    """Refuse what constructors of a run's plain parts refuse.
 
     Args:
         given: All that was given, which the other checks have found nothing wrong with.
@@ -113,7 +113,7 @@ def _nested(own: Sequence[Given], begin: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in own:
         parts = item.key.removeprefix(begin).split(".")
-        if item.appended or any(part.isdigit() for part in parts):
+        if item.appended or any(is_member(part) for part in parts):
             continue
         place = values
         with contextlib.suppress(TypeError):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from callbacks.run_directory import RunDirectory
 from datamodules.errors import InputError
+from experiments.cli_follow import attribute_of
 from experiments.cli_given import Given
-from experiments.cli_guards import attribute_of, plain_arguments
+from experiments.cli_guards import plain_arguments
 from experiments.cli_hints import (
     MASKED_WITHOUT,
     SEED,

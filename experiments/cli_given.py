@@ -16,10 +16,11 @@ class Given:
     """One value that was given.
 
     Attributes:
-        key: Dotted, from the top: ``model.init_args.network.class_path``.
+        key: Dotted, from the top: ``model.init_args.network.class_path``. Of a class that is added to a list, with its
+            number among those that are added: ``trainer.callbacks.+0.class_path``.
         value: As it stands there; of a mapping each key is listed by itself.
         where: The configuration file, or ``the command line``.
-        appended: Whether it is added to what was there: ``--trainer.callbacks+ ...``.
+        appended: Whether it is added to a list that was there: ``--data.init_args.sequences+ T1W``.
     """
 
     key: str
@@ -47,10 +48,58 @@ def given_of(words: Sequence[str]) -> list[Given]:
             value = queue.pop(0)
         if name in ("-c", "--config"):
             found += flat(_loaded(Path(value)), "", Path(value).name)
+        elif name.endswith("+"):
+            found.append(Given(name.lstrip("-").rstrip("+"), _parsed(value), COMMAND_LINE, appended=True))
         else:
-            more = list(flat(_parsed(value), name.lstrip("-").rstrip("+"), COMMAND_LINE))
-            found += [dataclasses.replace(item, appended=True) for item in more] if name.endswith("+") else more
+            found += flat(_parsed(value), name.lstrip("-"), COMMAND_LINE)
+    return _with_added_classes(found)
+
+
+def _with_added_classes(given: Sequence[Given]) -> list[Given]:
+    """Classes that are added to a list, each under a number; what is said of the list later is the last one's."""
+    found: list[Given] = []
+    added: dict[str, int] = {}
+    for item in given:
+        if not item.appended:
+            lists = [key for key in added if item.key.startswith(f"{key}.init_args.")]
+            key = f"{lists[0]}.+{added[lists[0]]}{item.key.removeprefix(lists[0])}" if lists else item.key
+            found.append(dataclasses.replace(item, key=key))
+            continue
+        for member in item.value if isinstance(item.value, list) else [item.value]:
+            if isinstance(member, Mapping) and "class_path" in member:
+                added[item.key] = added.get(item.key, -1) + 1
+                found += flat(member, f"{item.key}.+{added[item.key]}", item.where)
+            else:
+                found.append(dataclasses.replace(item, value=member))
     return found
+
+
+def is_member(part: str) -> bool:
+    """Whether a part of a key is the number of a list's member.
+
+    Args:
+        part: ``0``, or ``+0`` of one that is added.
+    """
+    return part.removeprefix("+").isdigit()
+
+
+def shown(key: str, where: str) -> str:
+    """A key as its giver knows it: ``--trainer.max_epochs``, or ``own.yaml: trainer.max_epochs``.
+
+    Args:
+        key: Its dotted name.
+        where: Where it was given.
+    """
+    return f"--{unnumbered(key)}" if where == COMMAND_LINE else f"{where}: {unnumbered(key)}"
+
+
+def unnumbered(key: str) -> str:
+    """A key without the numbers of what is added to lists.
+
+    Args:
+        key: Its dotted name.
+    """
+    return re.sub(r"\.\+\d+(?=\.|$)", "", key)
 
 
 def places_of(key: str, given: Sequence[Given]) -> list[str]:
@@ -66,7 +115,7 @@ def places_of(key: str, given: Sequence[Given]) -> list[str]:
         for count in range(len(parts), 0, -1):
             full = ".".join(parts[:count])
             if full == key or full.endswith(f".{key}"):
-                places.append(f"--{full}" if item.where == COMMAND_LINE else f"{item.where}: {full}")
+                places.append(shown(full, item.where))
                 break
     return list(dict.fromkeys(places))
 
@@ -145,9 +194,11 @@ def flat(value: Any, key: str, where: str) -> Iterator[Given]:
     """
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
-            # 'callbacks+' adds to a list
-            name = str(name).rstrip("+")
-            yield from flat(item, f"{key}.{name}" if key else name, where)
+            full = f"{key}.{name}" if key else str(name)
+            if full.endswith("+"):
+                yield Given(full.rstrip("+"), item, where, appended=True)
+            else:
+                yield from flat(item, full, where)
     else:
         yield Given(key, value, where)
 

@@ -6,6 +6,7 @@ Light: torch is imported where a machine's GPUs must be counted, Lightning never
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ WORDS = {
 """Words that Lightning's trainer knows, without regard to case, where it takes any text."""
 SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 """A share in [0, 1], or a whole number of batches."""
+DURATION = re.compile(r"\d+(:\d\d){3}")
+"""Days, hours, minutes and seconds, as Lightning writes them."""
+LARGEST_SEED = 2**32 - 1
 
 
 def check_machine(given: Sequence[Given]) -> None:
@@ -48,6 +52,8 @@ def check_machine(given: Sequence[Given]) -> None:
         return
     trainer: dict[str, Any] = {}
     for item in given:
+        if item.key == "seed_everything" and type(item.value) is int and not 0 <= item.value <= LARGEST_SEED:
+            raise InputError(f"seed_everything: is {item.value}; give a whole number from 0 to {LARGEST_SEED}")
         part, _, key = item.key.partition(".")
         if part == "trainer" and "." not in key:
             trainer[key] = item.value
@@ -122,6 +128,19 @@ def _number_faults(trainer: Mapping[str, Any]) -> list[str]:
         value = trainer.get(key)
         if isinstance(value, str) and value.lower() not in words:
             faults.append(f"trainer.{key}: {wrong_choice(value, [', '.join(words)])}")
+    every, longest = trainer.get("val_check_interval"), trainer.get("max_time")
+    if isinstance(every, float) and not 0 <= every <= 1:
+        faults.append(
+            f"trainer.val_check_interval: is {every}; give a share from 0.0 to 1.0, or a whole number of steps"
+        )
+    if isinstance(longest, str) and not DURATION.fullmatch(longest.strip()):
+        faults.append(
+            f"trainer.max_time: {longest!r} is no duration; give days, hours, minutes, seconds: '00:12:00:00'"
+        )
+    if trainer.get("barebones") is True:
+        faults.append(
+            "trainer.barebones: is true, and leaves out logs and checkpoints, which a run needs; leave it out"
+        )
     if _whole(trainer.get("devices")) == 0:
         faults.append(no_processes(trainer["devices"]))
     for key in SHARES:

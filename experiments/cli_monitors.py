@@ -48,9 +48,7 @@ def check_monitors(given: Sequence[Given]) -> None:
     for owner, paths in classes.items():
         if not owner.startswith("trainer.callbacks") or paths[-1][1].rpartition(".")[2] not in WATCHERS:
             continue
-        # callbacks that are added one by one have one key: what came before the last one is another's
-        first = paths[-1][0] if owner == "trainer.callbacks" else 0
-        last = {item.key: item for item in given[first:] if item.key.startswith(f"{owner}.init_args.")}
+        last = {item.key: item for item in given if item.key.startswith(f"{owner}.init_args.")}
         monitor, mode = (last.get(f"{owner}.init_args.{name}") for name in ("monitor", "mode"))
         # what was measured of the run's speed is logged too
         if (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from datamodules.errors import InputError
-from experiments.cli_given import COMMAND_LINE, Given, flat
+from experiments.cli_given import Given, flat, is_member, shown, unnumbered
 from experiments.cli_hints import ADVICE, WITH_MODULE, did_you_mean, not_a_choice
 from experiments.cli_source import (
     TRAINER,
@@ -20,11 +20,25 @@ from experiments.cli_source import (
     fields_of,
     is_written_in,
     kinds_of,
+    known_arguments,
     signature_of,
     top_arguments,
     top_keys,
 )
 from experiments.cli_values import complaint
+
+PACKAGES = {
+    "optimizer": ("torch.optim", "timm.optim", "lightning_modules"),
+    "callbacks": ("lightning.pytorch.callbacks", "lightning.pytorch.callbacks.progress", "callbacks"),
+    "logger": ("lightning.pytorch.loggers", "callbacks"),
+    "plugins": (
+        *(f"lightning.pytorch.plugins{part}" for part in ("", ".environments", ".io", ".precision")),
+        *(f"lightning.fabric.plugins.{part}" for part in ("environments", "io", "precision")),
+    ),
+}
+"""Where classes lie that may be named without their module."""
+CLASSES = ("model", "data", "trainer.callbacks", "trainer.logger", "trainer.plugins")
+"""Keys whose value is a class, where it is a word."""
 
 
 def precheck(given: Sequence[Given]) -> None:
@@ -53,8 +67,9 @@ def precheck(given: Sequence[Given]) -> None:
             if "." in path and not exists(path):
                 raise _no_class(given[place], owner, path)
         last, name = paths[-1]
-        if owner.endswith(".optimizer") and re.fullmatch(r"\w+", name) and not _optimizer_may_exist(name):
-            raise InputError(f"{place_of(given[last])}: there is no class {name!r} for {owner}; {WITH_MODULE}")
+        if re.fullmatch(r"\w+", name) and not _may_exist(name, owner):
+            where = place_of(given[last])
+            raise InputError(f"{where}: there is no class {name!r} for {unnumbered(owner)}; {WITH_MODULE}")
     for place, item in enumerate(given):
         if not _replaced(item, given[place + 1 :]):
             _check_value(place, item, classes)
@@ -88,7 +103,7 @@ def classes_given(given: Sequence[Given]) -> dict[str, list[tuple[int, str]]]:
     for place, item in enumerate(given):
         if not isinstance(item.value, str):
             continue
-        if item.key in ("model", "data") or item.key.endswith(".class_path"):
+        if item.key in CLASSES or item.key.endswith(".class_path"):
             classes.setdefault(item.key.removesuffix(".class_path"), []).append((place, item.value))
     return classes
 
@@ -99,17 +114,20 @@ def place_of(item: Given) -> str:
     Args:
         item: The value.
     """
-    return f"--{item.key}" if item.where == COMMAND_LINE else f"{item.where}: {item.key}"
+    return shown(item.key, item.where)
 
 
 def _no_class(item: Given, owner: str, path: str) -> InputError:
     module, _, name = path.rpartition(".")
     hint = did_you_mean(name, classes_of(module)).strip() or f"{module} has none of that name"
-    return InputError(f"{place_of(item)}: there is no class {path!r} for {owner}; {hint}")
+    return InputError(f"{place_of(item)}: there is no class {path!r} for {unnumbered(owner)}; {hint}")
 
 
-def _optimizer_may_exist(name: str) -> bool:
-    return any(is_written_in(name, package) for package in ("torch.optim", "timm.optim", "lightning_modules"))
+def _may_exist(name: str, owner: str) -> bool:
+    """Whether there may be a class of that name: packages whose classes may be named without a module are known."""
+    parts = [part for part in owner.split(".") if not is_member(part)]
+    packages = PACKAGES.get(parts[-1])
+    return packages is None or any(is_written_in(name, package) for package in packages)
 
 
 def _check(item: Given, name: str, paths: Sequence[str], prefix: str = "") -> None:
@@ -126,7 +144,9 @@ def _unknown(item: Given, name: str, known: Sequence[str]) -> InputError:
 
 def _replaced(item: Given, later: Sequence[Given]) -> bool:
     """Whether a later value takes this one's place, or may do so."""
-    return any(item.key == other.key or item.key.startswith(f"{other.key}.") for other in later)
+    return any(
+        not other.appended and (item.key == other.key or item.key.startswith(f"{other.key}.")) for other in later
+    )
 
 
 def _check_value(place: int, item: Given, classes: dict[str, list[tuple[int, str]]]) -> None:
@@ -163,9 +183,10 @@ def _argument(place: int, item: Given, classes: dict[str, list[tuple[int, str]]]
         if parts[count] == "init_args" and count + 1 < len(parts):
             # its own value of the same name is the parser's affair: it may be carried over, or dropped
             changed, path = classes.get(".".join(parts[:count]), [(len(parts), "")])[-1]
-            found = (signature_of(path) or {}).get(parts[count + 1]) if path and changed <= place else None
+            known = known_arguments(path) if path and changed <= place else None
+            found = None if known is None else known[0].get(parts[count + 1])
             count += 2
-        elif parts[count].isdigit() and parts[count + 1 : count + 2] == ["init_args"]:
+        elif is_member(parts[count]) and parts[count + 1 : count + 2] == ["init_args"]:
             # a member of a list of classes: its own class says what its arguments are
             count += 1
         else:

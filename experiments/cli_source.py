@@ -64,6 +64,17 @@ def signature_of(path: str) -> dict[str, Argument] | None:
     Args:
         path: The class with its module.
     """
+    found = known_arguments(path)
+    return None if found is None or not found[1] else found[0]
+
+
+@functools.cache
+def known_arguments(path: str) -> tuple[dict[str, Argument], bool] | None:
+    """Arguments of a class's constructor that its source names, and whether it takes no others.
+
+    Args:
+        path: The class with its module.
+    """
     module, _, name = path.rpartition(".")
     found = definition_of(name, module)
     if found is None:
@@ -71,9 +82,7 @@ def signature_of(path: str) -> dict[str, Argument] | None:
     written, home = found
     for node in written.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            if node.args.kwarg is not None:
-                return None
-            return arguments_in(node.args, home)
+            return arguments_in(node.args, home), node.args.kwarg is None
     return None
 
 

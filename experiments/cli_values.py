@@ -29,6 +29,8 @@ def complaint(key: str, argument: Argument, value: Any) -> str | None:
     names = {kind.name for kind in kinds}
     if names == {"literal"}:
         return wrong_choice(value, [str(choice) for kind in kinds for choice in kind.choices])
+    if names == {"literal", "bool"}:
+        return wrong_choice(value, [*(str(choice) for kind in kinds for choice in kind.choices), "true", "false"])
     if names in ({"int", "float"}, {"int", "bool"}):
         return wrong_type(value, "float" if "float" in names else "int")
     return wrong_type(value, kinds[0].name) if len(names) == 1 and kinds[0].name in TYPES else None

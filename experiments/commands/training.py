@@ -81,7 +81,7 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
         InputError: Something is wrong.
     """
     from experiments.cli_files import check_files
-    from experiments.cli_guards import check_guards
+    from experiments.cli_guards import check_guards, check_trainer
     from experiments.cli_machine import check_machine
     from experiments.cli_monitors import check_monitors
     from experiments.cli_precheck import classes_given, precheck
@@ -114,3 +114,4 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
     elif command == "fit" and not restart:
         refuse_trained(given)
     check_machine(given)
+    check_trainer(given)

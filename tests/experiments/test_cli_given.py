@@ -34,7 +34,7 @@ def test_files_and_words_in_order(overlay: Path) -> None:
         ("model.class_path", "b.Second", "own.yaml"),
         ("model.init_args.depth", 4, "own.yaml"),
         ("trainer.devices", -1, "the command line"),
-        ("trainer.callbacks.class_path", "x.Y", "the command line"),
+        ("trainer.callbacks.+0.class_path", "x.Y", "the command line"),
         ("print_config", None, "the command line"),
     ]
 

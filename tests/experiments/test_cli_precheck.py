@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from datamodules.errors import InputError
 from experiments.cli_files import check_files
 from experiments.cli_given import given_of
-from experiments.cli_guards import check_guards, refusal
+from experiments.cli_guards import check_guards
 from experiments.cli_precheck import precheck
 from experiments.cli_words import with_shipped
 from experiments.grid_resolve import Resolver
@@ -300,98 +297,6 @@ def test_a_mistyped_member_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(chain()).replace("RandomNoise", "RandomNoize"))
     with pytest.raises(InputError, match=r"own\.yaml: .*transforms\.0\.class_path: there is no class .*RandomNoize"):
         precheck(given_of(with_shipped(["-c", "segmentation", "-c", str(path)])))
-
-
-NETWORKS = "lightning_modules.networks"
-REFUSED: list[tuple[str, dict[str, Any]]] = [
-    ("lightning_modules.segmentation.SegmentationModule", {"mirror_axes": [7]}),
-    ("lightning_modules.segmentation.SegmentationModule", {"divisible_by": [0, 1, 1]}),
-    ("lightning_modules.direct_classification.DirectClassificationModule", {"classes": 1}),
-    ("lightning_modules.direct_classification.DirectClassificationModule", {"warmup": 1.0}),
-    (f"{NETWORKS}.unet.NNUNet", {"features": [4]}),
-    (f"{NETWORKS}.unet.NNUNet", {"features": [4, 8, 8], "kernel_sizes": [3]}),
-    (f"{NETWORKS}.volume_classifier.SliceClassifier", {"mask_injection": ["gate", "gate"]}),
-    (f"{NETWORKS}.volume_classifier.SliceClassifier", {"mask_injection": ["crop"], "crop_margin": -1}),
-    (f"{NETWORKS}.volume_classifier.SliceClassifier", {"neighbours": -1}),
-    (f"{NETWORKS}.sequence_fusion.SequenceFusionClassifier", {"sequences": ["T1W", "T1W"]}),
-    ("datamodules.augmentation.RandomFlip", {"axes": [5]}),
-    ("datamodules.augmentation.RandomNoise", {"p": 5.0}),
-    ("datamodules.augmentation.RandomElasticDeformation", {"locked_borders": 7}),
-    ("lightning_modules.losses.classification.FocalLoss", {"gamma": -1.0}),
-    ("lightning_modules.losses.ordinal.CornLoss", {"classes": 1}),
-]
-"""Arguments that constructors refuse, by class."""
-
-
-@pytest.mark.parametrize(("path", "arguments"), REFUSED, ids=lambda value: str(value).rsplit(".", 1)[-1])
-def test_what_a_constructor_refuses_is_read_from_its_source(path: str, arguments: dict[str, Any]) -> None:
-    """The constructor itself is the oracle; others of its arguments are what the parser would make of them."""
-    from torch import nn
-
-    module, _, name = path.rpartition(".")
-    made = getattr(importlib.import_module(module), name)
-    needed = inspect.signature(made).parameters
-    values = {
-        key: tuple(value) if key in ("mirror_axes", "divisible_by") else value for key, value in arguments.items()
-    }
-    if "network" in needed:
-        values["network"] = nn.Identity()
-    if "optimizer" in needed:
-        values["optimizer"] = torch.optim.AdamW
-    with pytest.raises(ValueError, match=r"\w") as caught:
-        made(**values)
-    assert refusal(path, arguments) == " ".join(str(caught.value).split())
-
-
-@pytest.mark.parametrize(
-    ("path", "arguments"),
-    [
-        ("torch.optim.AdamW", {"lr": -1.0}),
-        ("torch.optim.SGD", {"lr": 0.1, "momentum": -1.0}),
-    ],
-)
-def test_optimizers_are_read_too(path: str, arguments: dict[str, Any]) -> None:
-    made = getattr(torch.optim, path.rsplit(".", 1)[-1])
-    with pytest.raises(ValueError, match=r"\w") as caught:
-        made([torch.zeros(1)], **arguments)
-    assert refusal(path, arguments) == str(caught.value)
-    assert refusal(path, {"lr": 0.1}) is None
-
-
-def test_what_is_not_followed_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A return that may be taken, or a loop that may be left, hides what comes after it."""
-    (tmp_path / "callbacks_like").mkdir()
-    text = """
-class Early:
-    def __init__(self, number: int, other=None):
-        if unknown(other):
-            return
-        if number < 0:
-            raise ValueError(f"number={number}")
-
-class Loop:
-    def __init__(self, number: int):
-        for step in (1, 2):
-            if step == 1:
-                continue
-            if number < 0:
-                raise ValueError("in the loop")
-
-class Changed:
-    def __init__(self, number: int):
-        number = unknown(number)
-        if number < 0:
-            raise ValueError(f"number={number}")
-
-class Plain:
-    def __init__(self, number: int):
-        if number < 0:
-            raise ValueError(f"number={number}")
-"""
-    (tmp_path / "callbacks_like" / "__init__.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    found = {name: refusal(f"callbacks_like.{name}", {"number": -1}) for name in ("Early", "Loop", "Changed", "Plain")}
-    assert found == {"Early": None, "Loop": None, "Changed": None, "Plain": "number=-1"}
 
 
 def test_a_refusal_names_its_key(tmp_path: Path) -> None:
