@@ -4,7 +4,7 @@
     python -m benchmarks.segmentation predict --out DIR
 
 Both train on the same patients with the same patch, batch, network and number of iterations: ours as
-``hepastage fit -c segmentation -c real_t2`` does, nnU-Net with its own trainer, augmentation and optimiser. They take
+``hepastage fit -c segmentation`` does in bf16, nnU-Net with its own trainer, augmentation and optimiser. They take
 turns on the whole machine (benchmarks/turns.py), on as many threads as ``OMP_NUM_THREADS`` says. With ``--monai`` a
 plain MONAI loop takes part in the first seed (benchmarks/monai_peer.py), for its time alone. Needs nnunetv2, which
 ``.[dev]`` installs. Without ``--scans`` phantom patients are made.
@@ -141,7 +141,8 @@ def _command(name: str, out: Path, seed: int, options: argparse.Namespace) -> li
 def _words(out: Path, seed: int, iterations: int) -> list[str]:
     data = "--data.init_args"
     return [
-        "-c", "segmentation", "-c", "real_t2", "--study", f"seed{seed}", "--arm", "ours", "--runs", str(out / "runs"),
+        "-c", "segmentation", "--trainer.precision", "bf16-mixed", "--study", f"seed{seed}", "--arm", "ours",
+        "--runs", str(out / "runs"),
         "--seed_everything", str(seed), "--trainer.max_epochs", str(iterations // EPOCH),
         "--trainer.check_val_every_n_epoch", str(iterations // EPOCH),
         f"{data}.cohort", str(out / "cohort.parquet"), f"{data}.splits", str(out / "splits.json"),

@@ -36,6 +36,7 @@ STUDIES = sorted(path.name for path in (ROOT / "studies").rglob("*.yaml"))
 
 SMALL_NETWORK = ["--model.init_args.network.init_args.features", "[4, 8, 8, 8]"]
 SMALL_SEGMENTER = [*PREPROCESSING, *SMALL_NETWORK, "--data.init_args.patch", "[16, 16, 8]"]
+SMALL_DEEP = [*PREPROCESSING, SMALL_NETWORK[0], "[4, 4, 8, 8, 8]", "--data.init_args.patch", "[32, 32, 16]"]
 WINDOW = ["--model.init_args.window", "[16, 16, 8]"]
 SMALL_CLASSIFIER = [*PREPROCESSING, "--model.init_args.network.init_args.backbone", "resnet10t"]
 
@@ -50,7 +51,7 @@ USE: dict[str, tuple[list[str], list[str]]] = {
     "segmentation.yaml": (["segmentation"], [*SMALL_SEGMENTER, *WINDOW]),
     "real_t2.yaml": (
         ["segmentation", "real_t2"],
-        [*SMALL_SEGMENTER, "--data.init_args.patches_per_epoch", "4", "--trainer.precision", "32-true"],
+        [*SMALL_DEEP, "--data.init_args.patches_per_epoch", "4", "--trainer.precision", "32-true"],
     ),
     "segmentation_nnunet.yaml": (
         ["segmentation", "segmentation_nnunet"],
