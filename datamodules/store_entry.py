@@ -44,7 +44,6 @@ class Entry:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._maps: dict[str, npt.NDArray[np.generic]] = {}
-        self._foreground: npt.NDArray[np.int32] | None = None
         try:
             self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             for name, size in self.meta["files"].items():
@@ -62,7 +61,7 @@ class Entry:
 
     def __getstate__(self) -> dict[str, Any]:
         # a memory map would be pickled as a full copy of the scan
-        return {**self.__dict__, "_maps": {}, "_foreground": None}
+        return {**self.__dict__, "_maps": {}}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,9 +87,8 @@ class Entry:
     @property
     def foreground(self) -> npt.NDArray[np.int32]:
         """Voxels of the mask, a fixed random sample of at most 20 000: indices (N, 3); N is 0 without a mask."""
-        if self._foreground is None:
-            self._foreground = np.load(self._folder / "foreground.npy")
-        return self._foreground
+        found: npt.NDArray[Any] = self._map("foreground.npy")
+        return found
 
     def image(self, window: Window | None = None) -> npt.NDArray[np.float32]:
         """Normalised intensities.
