@@ -22,17 +22,18 @@ PLAIN = ("lightning_modules.networks.", "lightning_modules.losses.", "datamodule
 """Packages whose classes need no Lightning."""
 
 
-def check_buildable(given: Sequence[Given]) -> None:
+def check_buildable(given: Sequence[Given], built: Sequence[str] = ()) -> None:
     """Refuse what constructors of a run's plain parts refuse.
 
     Args:
         given: All that was given, which the other checks have found nothing wrong with.
+        built: Names of files whose values have been built before, as those of a run's saved configuration.
 
     Raises:
         InputError: The first constructor's complaint, or a value of a wrong type.
     """
     given = with_members(given)
-    shipped = {name.rsplit("/", 1)[-1] for name in shipped_names()}
+    right = {name.rsplit("/", 1)[-1] for name in shipped_names()} | set(built)
     classes = classes_given(given)
     for owner, paths in classes.items():
         path = paths[-1][1]
@@ -41,8 +42,8 @@ def check_buildable(given: Sequence[Given]) -> None:
         own = [(place, item) for place, item in enumerate(given) if item.key.startswith(begin)]
         # what was changed within is put together by the parser's own rules
         changed = any(other.startswith(begin) and len({path for _, path in classes[other]}) > 1 for other in classes)
-        # shipped configurations are known to be right
-        if _plain(path) and not inside and not changed and any(item.where not in shipped for _, item in own):
+        # shipped and saved configurations are known to be right
+        if _plain(path) and not inside and not changed and any(item.where not in right for _, item in own):
             _build(owner, path, _kept(own, begin, paths), given)
 
 

@@ -97,7 +97,7 @@ def _check(command: str, run: RunDirectory | None, which: str, restart: bool, gi
     # needs torch where a network, loss or optimiser was given values
     from experiments.cli_build import check_buildable
 
-    check_buildable(given)
+    check_buildable(given, [] if run is None else [run.config.name])
     # these open the cohort: half a second
     from callbacks.checkpoint_file import require_whole
     from experiments.cli_cells import refuse_other_cell, refuse_trained

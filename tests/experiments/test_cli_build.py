@@ -112,3 +112,19 @@ sys.exit("nothing was refused")
 def test_words_that_the_trainer_does_not_know(key: str, value: str) -> None:
     (fault,) = trainer_faults({"accelerator": "cpu", key: value})
     assert fault.startswith(f"trainer.{key}: '{value}' is not one of them")
+
+
+def test_what_a_run_has_saved_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what stands beside it is: a second of imports for nothing otherwise."""
+    built: list[str] = []
+    monkeypatch.setattr("experiments.cli_build._build", lambda owner, *unused: built.append(owner))
+    saved = tmp_path / "config.yaml"
+    network = "{class_path: lightning_modules.networks.unet.NNUNet, init_args: {features: [4, 8]}}"
+    saved.write_text(f"model: {{init_args: {{network: {network}}}}}\n")
+    words = ["-c", str(saved)]
+    check_buildable(given_of(words), ["config.yaml"])
+    assert built == []
+    check_buildable(given_of([*words, f"{NETWORK}.classes", "3"]), ["config.yaml"])
+    assert built == ["model.init_args.network"]
+    check_buildable(given_of(words))
+    assert len(built) == 2
