@@ -15,7 +15,7 @@ import yaml
 from datamodules.errors import InputError
 from experiments.cli_files import check_files
 from experiments.cli_given import given_of
-from experiments.cli_guards import check_guards
+from experiments.cli_guards import check_guards, check_trainer
 from experiments.cli_precheck import precheck
 from experiments.cli_words import with_shipped
 from experiments.grid_resolve import Resolver
@@ -216,8 +216,10 @@ def test_nothing_heavy_is_imported(more: list[str], tiny_cohort: Tiny, tmp_path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_shipped_configuration_is_called_wrong(path: Path) -> None:
-    precheck(given_of(["-c", str(path)]))
-    check_guards(given_of(["-c", str(path)]))
+    given = given_of(["-c", str(path)])
+    precheck(given)
+    check_guards(given)
+    check_trainer(given)
 
 
 @pytest.mark.parametrize("name", COMPLETE)
@@ -239,6 +241,7 @@ def test_no_resolved_configuration_is_called_wrong(
     if name != "masked_attention_resnet":
         check_files(given)
     check_guards(given)
+    check_trainer(given)
 
 
 @pytest.mark.parametrize("words", RIGHT, ids=" ".join)
@@ -246,6 +249,7 @@ def test_no_right_value_is_called_wrong(words: list[str]) -> None:
     given = given_of(with_shipped(["-c", "direct", *words]))
     precheck(given)
     check_guards(given)
+    check_trainer(given)
 
 
 def test_a_right_command_passes(tiny_cohort: Tiny, tmp_path: Path) -> None:
