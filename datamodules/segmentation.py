@@ -77,6 +77,8 @@ class SegmentationDataModule(CohortDataModule):
             raise InputError(
                 "data.init_args.patch and preprocessing.shape are both unset; give a patch size, or one shape to all"
             )
+        if patch is not None and min(patch) < 1:
+            raise InputError(f"data.init_args.patch is {patch}; give three whole numbers of voxels from 1 on")
         if patch is None and patches_per_epoch is not None:
             raise InputError(
                 "data.init_args.patches_per_epoch would be ignored without a patch; set patch or remove it"

@@ -58,7 +58,8 @@ def check_files(given: Sequence[Given]) -> None:
         return
     last = {item.key: item.value for item in given}
     classes = {owner: paths[-1][1] for owner, paths in classes_given(given).items()}
-    names = {key: last.get(key, "name") for key in ("study", "arm")}
+    # an empty word is read as null
+    names = {key: "" if last.get(key, "name") is None else last.get(key, "name") for key in ("study", "arm")}
     if all(isinstance(name, str) for name in names.values()):
         RunDirectory.of_cell("runs", names["study"], names["arm"], "cell")
     arguments = _data_arguments(last, classes.get("data", ""))

@@ -48,6 +48,16 @@ def wrong_type(value: object, name: str) -> str:
     return f"{str(value)[:80]!r} is not {TYPES[name]}; correct it"
 
 
+def wrong_count(value: Sequence[object], wanted: int) -> str:
+    """A list of another number of values.
+
+    Args:
+        value: As it was given.
+        wanted: The number.
+    """
+    return f"{str(list(value))[:80]} has {len(value)} values; give {wanted}"
+
+
 def wrong_choice(value: object, choices: Sequence[str]) -> str:
     """A value that is none of a closed set.
 

@@ -47,11 +47,13 @@ class Kind:
         name: ``int``, ``float``, ``bool``, ``str``, ``none``, ``literal``, ``tuple``, ``dataclass``, or ``unknown``.
         choices: Of a literal, its values in their order.
         path: Of a dataclass, its name with its module.
+        size: Of a tuple, how many values it has; 0 for any number.
     """
 
     name: str
     choices: tuple[Any, ...] = ()
     path: str = ""
+    size: int = 0
 
 
 UNKNOWN = Kind("unknown")
@@ -351,7 +353,8 @@ def _generic(node: ast.Subscript, module: str, depth: int) -> list[Kind]:
     if name in ("tuple", "Tuple"):
         # of others than numbers, a word may be one that is appended
         inner = [kind.name for part in parts if not _dots(part) for kind in _kinds(part, module, depth)]
-        return [Kind("tuple")] if set(inner) <= {"int", "float", "none"} else [UNKNOWN]
+        size = 0 if any(_dots(part) for part in parts) else len(parts)
+        return [Kind("tuple", size=size)] if set(inner) <= {"int", "float", "none"} else [UNKNOWN]
     return [UNKNOWN]
 
 

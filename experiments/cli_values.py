@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from experiments.cli_hints import CHOICES, TYPES, not_a_choice, wrong_choice, wrong_type
+from experiments.cli_hints import CHOICES, TYPES, not_a_choice, wrong_choice, wrong_count, wrong_type
 from experiments.cli_source import Argument, Kind, kinds_of
 
 
@@ -21,6 +21,9 @@ def complaint(key: str, argument: Argument, value: Any) -> str | None:
         value: As YAML reads it.
     """
     kinds = kinds_of(argument)
+    size = kinds[0].size
+    if isinstance(value, list) and size and size != len(value) and {kind.name for kind in kinds[1:]} <= {"none"}:
+        return wrong_count(value, size)
     if any(_fits(kind, value) is not False for kind in kinds):
         return None
     if key in CHOICES:
@@ -61,6 +64,8 @@ def _number_fits(name: str, value: float) -> bool | None:
         return False if not isinstance(value, bool) else None
     if name == "bool" or isinstance(value, bool):
         return True if name == "bool" and isinstance(value, bool) else None
+    if name == "int" and isinstance(value, float) and not value.is_integer():
+        return False
     return True if name == "float" or isinstance(value, int) else None
 
 

@@ -44,7 +44,8 @@ class SegmentationModule(TaskModule):
             say so itself by an attribute of this name: 32 for MONAI's SwinUNETR, 8 for its SegResNet.
 
     Raises:
-        ValueError: An axis is not 0, 1 or 2, or a divisor is below 1.
+        ValueError: An axis is not 0, 1 or 2, a divisor or an edge of the window is below 1, or the overlap is no share
+            in [0, 1).
     """
 
     def __init__(
@@ -64,6 +65,10 @@ class SegmentationModule(TaskModule):
             raise ValueError(f"mirror_axes={mirror_axes}: axes are 0, 1 and 2")
         if divisible_by is not None and min(divisible_by) < 1:
             raise ValueError(f"divisible_by={divisible_by}: give three whole numbers from 1 on")
+        if window is not None and min(window) < 1:
+            raise ValueError(f"window={window}: give three whole numbers from 1 on")
+        if not 0.0 <= overlap < 1.0:
+            raise ValueError(f"overlap={overlap}: a share of the window in [0, 1) is expected")
         self.network = network
         own: tuple[int, ...] = getattr(network, "divisible_by", (1, 1, 1))
         self.divisible_by: tuple[int, ...] = own if divisible_by is None else divisible_by

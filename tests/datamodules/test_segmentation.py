@@ -97,6 +97,7 @@ def test_whole_volumes(tiny_cohort: Tiny) -> None:
     ("options", "match"),
     [
         ({}, "patch and preprocessing.shape are both unset"),
+        ({"patch": (0, 16, 8)}, r"patch is \(0, 16, 8\); give three whole numbers of voxels from 1 on"),
         ({"preprocessing": dataclasses.replace(SMALL, shape=(8, 8, 8)), "patches_per_epoch": 3}, "would be ignored"),
     ],
 )

@@ -27,6 +27,8 @@ NETWORKS = "lightning_modules.networks"
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("lightning_modules.segmentation.SegmentationModule", {"mirror_axes": [7]}),
     ("lightning_modules.segmentation.SegmentationModule", {"divisible_by": [0, 1, 1]}),
+    ("lightning_modules.segmentation.SegmentationModule", {"overlap": 1.5}),
+    ("lightning_modules.segmentation.SegmentationModule", {"window": [0, 64, 64]}),
     ("lightning_modules.direct_classification.DirectClassificationModule", {"classes": 1}),
     ("lightning_modules.direct_classification.DirectClassificationModule", {"warmup": 1.0}),
     (f"{NETWORKS}.unet.NNUNet", {"features": [4]}),
@@ -53,7 +55,8 @@ def test_what_a_constructor_refuses_is_read_from_its_source(path: str, arguments
     made = getattr(importlib.import_module(module), name)
     needed = inspect.signature(made).parameters
     values = {
-        key: tuple(value) if key in ("mirror_axes", "divisible_by") else value for key, value in arguments.items()
+        key: tuple(value) if key in ("mirror_axes", "divisible_by", "window") else value
+        for key, value in arguments.items()
     }
     if "network" in needed:
         values["network"] = nn.Identity()

@@ -30,6 +30,7 @@ VALUES = [
     ["--trainer.precision", "16bit"],
     ["--trainer.strategy", "ddpp"],
     ["--data.init_args.fold", "first"],
+    ["--data.init_args.batch_size", "2.5"],
     ["--data.init_args.mask_source", "referenc"],
     ["--data.init_args.preprocessing.spacing", "2x2x6"],
     ["--data.init_args.preprocessing.bias_correction", "perhaps"],
@@ -197,6 +198,17 @@ def test_all_faults_of_a_kind_are_said_at_once(
 def test_a_class_that_another_package_does_not_have() -> None:
     fault = fault_of(["-c", "direct", "--model.init_args.optimizer.class_path", "torch.optim.AdamWW"], False)
     assert fault.endswith("there is no class 'torch.optim.AdamWW' for model.init_args.optimizer; did you mean 'AdamW'?")
+
+
+@pytest.mark.parametrize("key", ["--data.init_args.patch", "--model.init_args.window"])
+def test_a_list_of_another_length(key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key}: \[64, 64\] has 2 values; give 3$"):
+        precheck(given_of(with_shipped(["-c", "segmentation", key, "[64, 64]"])))
+
+
+@pytest.mark.parametrize("key", ["--study", "--arm"])
+def test_an_empty_name(key: str) -> None:
+    assert fault_of(["-c", "direct", key, ""], True).startswith(f"{key} '': cannot name a folder")
 
 
 def test_no_cohort() -> None:
