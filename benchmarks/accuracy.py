@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.cohorts import hepastage, write_cohort
+
 AUGMENTATION = "--data.init_args.augmentation"
 WAYS = {
     "reference": [
@@ -57,17 +59,14 @@ def main() -> None:
 def make_cohort(out: Path, patients: int) -> None:
     """Phantom patients: half are tested, four validate, the others train."""
     from datamodules.cohort import Cohort
-    from experiments.cli import main as hepastage
 
-    cohort = str(out / "phantom" / "cohort.parquet")
     if (out / "splits.json").is_file():
         return
-    words = ["cohort", "phantom", "--out", str(out / "phantom"), "--patients", str(patients), "--seed", "0"]
-    assert hepastage(words) == 0
+    cohort = write_cohort(out, None, patients)
     names = sorted({scan.patient_id for scan in Cohort.load(cohort).scans})
-    words = ["split", "make", cohort, "--rule", "lsm>12", "--test-patients", ",".join(names[: patients // 2])]
+    words = ["--rule", "lsm>12", "--test-patients", ",".join(names[: patients // 2])]
     words += ["--valid-patients", ",".join(names[-4:]), "--out", str(out / "splits.json")]
-    assert hepastage(words) == 0
+    hepastage("split", "make", str(cohort), *words)
 
 
 def train(out: Path, task: str, way: str, seed: int, epochs: int) -> tuple[float, float]:
@@ -81,7 +80,7 @@ def train(out: Path, task: str, way: str, seed: int, epochs: int) -> tuple[float
     words += [
         "--study", task, "--arm", way, "--runs", str(out / "runs"), "--seed_everything", str(seed),
         "--trainer.max_epochs", str(epochs), "--trainer.check_val_every_n_epoch", str(max(1, epochs // 4)),
-        "--trainer.accelerator", "cpu", f"{data}.cohort", str(out / "phantom" / "cohort.parquet"),
+        "--trainer.accelerator", "cpu", f"{data}.cohort", str(out / "cohort" / "cohort.parquet"),
         f"{data}.splits", str(out / "splits.json"), f"{data}.store", str(out / "store"),
         "--trainer.logger", "[{class_path: callbacks.metrics_log.MetricsLog}]", *WAYS[way],
     ]  # fmt: skip

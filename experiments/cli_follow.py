@@ -16,29 +16,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.cli_source import OWN, Argument, arguments_in, definition_of, kinds_of, source_module, tree_of
+from experiments.cli_classes import FOLLOWED, constructor_of, member_of, parent_of
+from experiments.cli_source import Argument, arguments_in, definition_of, kinds_of, source_module, tree_of
 
 PURE = (
-    *(
-        "abs",
-        "all",
-        "any",
-        "bool",
-        "dict",
-        "enumerate",
-        "float",
-        "frozenset",
-        "int",
-        "isinstance",
-        "len",
-        "list",
-        "max",
-    ),
-    *("min", "range", "repr", "reversed", "round", "set", "sorted", "str", "sum", "tuple", "type", "zip"),
-)
+    "abs", "all", "any", "bool", "dict", "enumerate", "float", "frozenset", "int", "isinstance", "len", "list", "max",
+    "min", "range", "repr", "reversed", "round", "set", "sorted", "str", "sum", "tuple", "type", "zip",
+)  # fmt: skip
 """Functions that change nothing."""
-FOLLOWED = (*OWN, "torch", "lightning")
-"""Packages whose functions and parent classes are followed."""
 MODULES = {"math": math, "re": re}
 """Modules whose functions change nothing."""
 MOST = 1000
@@ -69,7 +54,7 @@ class _Object:
         if self._written is None or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         written, module, depth = self._written
-        found = _member_of(written, module, name)
+        found = member_of(written, module, name)
         if found is None or depth <= 0:
             raise AttributeError(name)
         node, owner, home = found
@@ -125,42 +110,12 @@ def _construct(
 ) -> Any:
     """Follow the constructor of a class, its own or the one that it has from a parent; the object, as far as known."""
     made = type(written.name, (_Object,), {"_written": (written, module, depth)})() if made is None else made
-    if depth and (found := _constructor(written, module)) is not None:
+    if depth and (found := constructor_of(written, module)) is not None:
         init, owner, home = found
         values = {"self": made, **_bound(arguments_in(init.args, home), given, unknown)}
         with contextlib.suppress(_Ended, _Unknown):
             _Follower(home, values, owner, depth - 1).follow(init.body)
     return made
-
-
-def _constructor(written: ast.ClassDef, module: str) -> tuple[ast.FunctionDef, ast.ClassDef, str] | None:
-    """A class's constructor, the class that it is written in, and where."""
-    for node in written.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return node, written, module
-    parent = _parent_of(written, module)
-    return None if parent is None else _constructor(*parent)
-
-
-def _member_of(
-    written: ast.ClassDef, module: str, name: str
-) -> tuple[ast.FunctionDef | ast.expr, ast.ClassDef, str] | None:
-    """A method or value of a class or of its parents, the class that it is written in, and where."""
-    for node in written.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return node, written, module
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            value = getattr(node, "value", None)
-            return None if value is None else (value, written, module)
-    parent = _parent_of(written, module)
-    return None if parent is None else _member_of(*parent, name)
-
-
-def _parent_of(written: ast.ClassDef, module: str) -> tuple[ast.ClassDef, str] | None:
-    names = [base.id for base in written.bases if isinstance(base, ast.Name)]
-    found = definition_of(names[0], module) if names else None
-    return found if found is not None and found[1].split(".")[0] in FOLLOWED else None
 
 
 def _bound(arguments: Mapping[str, Argument], given: Mapping[str, Any], unknown: set[str]) -> dict[str, Any]:
@@ -311,8 +266,8 @@ class _Follower:
 
     def _parent(self, node: ast.Call) -> None:
         """Follow the parent's constructor with what is handed to it."""
-        parent = None if self.written is None else _parent_of(self.written, self.module)
-        found = None if parent is None else _constructor(*parent)
+        parent = None if self.written is None else parent_of(self.written, self.module)
+        found = None if parent is None else constructor_of(*parent)
         if parent is None or found is None:
             return
         names = list(arguments_in(found[0].args, found[2]))
@@ -375,7 +330,7 @@ def _callable(
 
     def called(*args: Any, **kwargs: Any) -> Any:
         if isinstance(node, ast.ClassDef):
-            init = _constructor(node, module)
+            init = constructor_of(node, module)
             names = [] if init is None else list(arguments_in(init[0].args, init[2]))
             return _construct(node, module, {**dict(zip(names, args, strict=False)), **kwargs}, set(), depth)
         arguments = arguments_in(node.args, module, bound=made is not None)
