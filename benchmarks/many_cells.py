@@ -2,13 +2,14 @@
 
     python -m benchmarks.many_cells --scans chaos_t2 [--epochs 28] [--cores 2] [--measured 3] [--out DIR] [--json FILE]
 
-Ours is ``hepastage grid run`` of 2 arms × 4 learning rates × 5 folds from an empty store: planning, preprocessing,
-training, testing. The scripts train the same network on the same folds in float32 and read, resample and augment each
-NIfTI file in every epoch. They are not run to their end: as many as there are cores run side by side for a few epochs
-and a test, and start, epochs and test are added up to the whole (an estimate, and said to be one). Two chains of
-augmentation: ``usual`` is TorchIO's flip, affine, elastic deformation, bias field, gamma and noise, each time;
-``same`` is ours' kinds and probabilities. Patients are derived from the scans as ``hepastage cohort semisynthetic``
-does, so that files are as large as real ones; without ``--scans`` they are phantoms, whose files are small.
+Ours is ``hepastage grid run`` of 2 arms (direct, and masked attention with the reference masks) × 4 learning rates × 5
+folds from an empty store: planning, preprocessing, training, testing; in bf16 where the processor computes in it. The
+scripts train the same networks on the same folds in float32 and read, resample and augment each NIfTI file in every
+epoch. They are not run to their end: both arms' run side by side for a few epochs and a test, and start, epochs and
+test are added up to the whole (an estimate, and said to be one). Two chains of augmentation: ``usual`` is TorchIO's
+flip, affine, elastic deformation, bias field, gamma and noise, each time; ``same`` is ours' kinds and probabilities.
+Patients are derived from the scans as ``hepastage cohort semisynthetic`` does, so that files are as large as real ones;
+without ``--scans`` they are phantoms, whose files are small.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cohorts import hepastage, write_cohort
+from experiments.precision import best_precision
 
 FOLDS, PATIENTS, BATCH = 5, 40, 4
 RATES = [0.0005, 0.001, 0.002, 0.004]
 CHAINS = ("usual", "same")
+PARTS = ("start", "epoch", "test")
+ARMS = {"direct": "direct", "masked": "masked_attention_resnet"}
 GRID: dict[str, Any] = {"spacing": [4.0, 4.0, 8.0], "shape": [80, 64, 20]}
 
 
@@ -45,13 +49,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=28)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--measured", type=int, default=3, help="epochs that a script is run for")
-    parser.add_argument("--fold", type=int, default=0, help="internal")
+    parser.add_argument("--arm", choices=[*ARMS], default="direct", help="internal")
     parser.add_argument("--out", type=Path, help="folder to work in; a temporary one where not given")
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     if options.what != "all":
-        sys.stdout.write(json.dumps(script(options.out, options.what, options.fold, options.measured)) + "\n")
+        sys.stdout.write(json.dumps(script(options.out, options.what, options.arm, options.measured)) + "\n")
         return
     with tempfile.TemporaryDirectory() as name:
         out = (options.out or Path(name)).absolute()
@@ -73,11 +77,13 @@ def compare(out: Path, options: argparse.Namespace) -> dict[str, Any]:
     table = Table("", "start s", "epoch s", "test s", "all cells s", "ours / this", title=title)
     table.add_row("hepastage", "", "", "", f"{ours:.0f}", "1")
     for chain in CHAINS:
-        parts = side_by_side(out, chain, options)
-        total = cells / options.cores * (parts["start"] + options.epochs * parts["epoch"] + parts["test"])
-        numbers["scripts"][chain] = {**parts, "all_s": total, "ratio": ours / total}
-        shown = [f"{parts[name]:.2f}" for name in ("start", "epoch", "test")]
-        table.add_row(f"scripts, {chain} chain", *shown, f"{total:.0f} (estimated)", f"{ours / total:.3f}")
+        arms = side_by_side(out, chain, options)
+        each = [parts["start"] + options.epochs * parts["epoch"] + parts["test"] for parts in arms.values()]
+        total = cells / options.cores * statistics.mean(each)
+        numbers["scripts"][chain] = {"arms": arms, "all_s": total, "ratio": ours / total}
+        for arm, parts in arms.items():
+            table.add_row(f"scripts, {chain} chain, {arm}", *(f"{parts[name]:.2f}" for name in PARTS))
+        table.add_row(f"scripts, {chain} chain", "", "", "", f"{total:.0f} (estimated)", f"{ours / total:.3f}")
     Console(width=110).print(table)
     return numbers
 
@@ -90,13 +96,14 @@ def write_study(out: Path, scans: Path | None, epochs: int) -> Path:
     study = {
         "study": "many", "cohort": "cohort/cohort.parquet", "splits": "splits.json",
         "base": {
-            "config": ["direct", "demo/classification"],
             "set": {
-                "trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": max(1, epochs // 4),
+                "trainer.precision": best_precision(),
+                "trainer.max_epochs": epochs,
+                "trainer.check_val_every_n_epoch": max(1, epochs // 4),
                 "trainer.logger": [{"class_path": "callbacks.metrics_log.MetricsLog"}],
             },
         },
-        "arms": {"attention": {}, "mean": {"set": {"model.init_args.network.init_args.aggregation": "mean"}}},
+        "arms": {arm: {"config": [name, "demo/classification"]} for arm, name in ARMS.items()},
         "axes": {"lr": {"key": "model.init_args.optimizer.init_args.lr", "values": RATES}},
     }  # fmt: skip
     path = out / "study.yaml"
@@ -104,25 +111,25 @@ def write_study(out: Path, scans: Path | None, epochs: int) -> Path:
     return path
 
 
-def side_by_side(out: Path, chain: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run one script a core at the same time; medians over scripts of seconds of start, epoch and test."""
+def side_by_side(out: Path, chain: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Run a script of each arm, as many at the same time as there are cores: seconds of start, epoch and test."""
     command = [sys.executable, "-m", "benchmarks.many_cells", chain, "--out", str(out)]
     command += ["--measured", str(options.measured)]
-    running = []
-    for fold in range(options.cores):
-        words = [*command, "--fold", str(fold % FOLDS)]
-        running.append((time.time(), subprocess.Popen(words, stdout=subprocess.PIPE, text=True)))
-    found: list[dict[str, float]] = []
-    for began, process in running:
-        said, _ = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"a script ended with {process.returncode}")
-        parts = json.loads(said.splitlines()[-1])
-        found.append({**parts, "start": parts["start"] - began})
-    return {name: statistics.median(parts[name] for parts in found) for name in ("start", "epoch", "test")}
+    found: dict[str, dict[str, float]] = {}
+    for arms in (list(ARMS)[first : first + options.cores] for first in range(0, len(ARMS), options.cores)):
+        running = {}
+        for arm in arms:
+            running[arm] = time.time(), subprocess.Popen([*command, "--arm", arm], stdout=subprocess.PIPE, text=True)
+        for arm, (began, process) in running.items():
+            said, _ = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"a script ended with {process.returncode}")
+            parts = json.loads(said.splitlines()[-1])
+            found[arm] = {**parts, "start": parts["start"] - began}
+    return found
 
 
-def script(out: Path, chain: str, fold: int, epochs: int) -> dict[str, float]:
+def script(out: Path, chain: str, arm: str, epochs: int) -> dict[str, float]:
     """The script that one would write by hand for one cell, but for validation, whose lack is in its favour.
 
     Returns:
@@ -140,35 +147,44 @@ def script(out: Path, chain: str, fold: int, epochs: int) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     cohort = Cohort.load(out / "cohort" / "cohort.parquet")
-    part = Splits.load(out / "splits.json", cohort).folds[fold]
+    part = Splits.load(out / "splits.json", cohort).folds[0]
+    masked = arm == "masked"
 
     def loader(patients: Any, transform: Any, *, shuffle: bool) -> Any:
         scans = [scan for scan in cohort.select(sequences=["T2W"]).scans if scan.patient_id in set(patients)]
-        subjects = [
-            tio.Subject(image=tio.ScalarImage(scan.image), target=float(scan.lsm_kpa > 12))
-            for scan in scans
-            if scan.lsm_kpa is not None
-        ]
+        subjects = []
+        for scan in scans:
+            if scan.lsm_kpa is not None:
+                mask = {"mask": tio.LabelMap(scan.mask)} if masked else {}
+                subjects.append(tio.Subject(image=tio.ScalarImage(scan.image), target=float(scan.lsm_kpa > 12), **mask))
         return tio.SubjectsLoader(tio.SubjectsDataset(subjects, transform), batch_size=BATCH, shuffle=shuffle)
 
     grid = [tio.ToCanonical(), tio.Resample(GRID["spacing"]), tio.CropOrPad(GRID["shape"]), tio.ZNormalization()]
     train = loader(part.train, tio.Compose([*grid, *augmentation(chain)]), shuffle=True)
     test = loader(part.test, tio.Compose(grid), shuffle=False)
-    network = SliceClassifier(backbone="test_resnet", pooling="attention", aggregation="attention", dropout=0.2)
+    ways = ("multiply", "gate", "attention") if masked else ()
+    network = SliceClassifier(
+        "test_resnet", pooling="attention", aggregation="attention", dropout=0.2, mask_injection=ways
+    )
+
+    def logits_of(batch: Any) -> torch.Tensor:
+        mask = (batch["mask"]["data"] == 1).float() if masked else None
+        logits: torch.Tensor = network(batch["image"]["data"].float(), mask).logits
+        return logits[:, 0]
+
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     began, moments = time.time(), [time.monotonic()]
     for _ in range(epochs):
         for batch in train:
             optimizer.zero_grad()
-            logits = network(batch["image"]["data"].float(), None).logits[:, 0]
-            nn.functional.binary_cross_entropy_with_logits(logits, batch["target"].float()).backward()  # type: ignore[no-untyped-call]  # torch's own
+            nn.functional.binary_cross_entropy_with_logits(logits_of(batch), batch["target"].float()).backward()  # type: ignore[no-untyped-call]  # torch's own
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
         moments.append(time.monotonic())
     network.eval()
     with torch.inference_mode():
         for batch in test:
-            network(batch["image"]["data"].float(), None)
+            logits_of(batch)
     seconds = [after - before for before, after in itertools.pairwise(moments)]
     return {"start": began, "epoch": statistics.median(seconds), "test": time.monotonic() - moments[-1]}
 

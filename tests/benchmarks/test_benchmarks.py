@@ -78,6 +78,9 @@ def test_many_cells_beside_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     numbers = many_cells.compare(tmp_path, Namespace(scans=None, epochs=1, cores=2, measured=1))
     assert numbers["cells"] == 4 and set(numbers["scripts"]) == {"usual", "same"}
-    for parts in numbers["scripts"].values():
-        assert parts["all_s"] == pytest.approx(2 * (parts["start"] + parts["epoch"] + parts["test"]))
-        assert min(parts["start"], parts["epoch"], parts["test"]) > 0
+    for chain in numbers["scripts"].values():
+        assert set(chain["arms"]) == {"direct", "masked"}
+        each = [parts["start"] + parts["epoch"] + parts["test"] for parts in chain["arms"].values()]
+        # four cells on two cores
+        assert chain["all_s"] == pytest.approx(sum(each))
+        assert all(min(parts.values()) > 0 for parts in chain["arms"].values())
