@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from callbacks.overlays import HEIGHT, PNG_LEVEL
 from callbacks.prediction_writer import PredictionWriter, datamodule_of
 from callbacks.run_directory import RunDirectory
 from datamodules.base import CohortDataModule
@@ -21,7 +22,6 @@ from datamodules.images import write_nifti
 from lightning_modules.networks.patient_network import ClassifierOutput, PatientNetwork
 from lightning_modules.networks.saliency import attention_map, share_inside
 
-HEIGHT = 220  # pixels of a slice
 SLICES = 3
 COLOUR = np.array([255.0, 80.0, 0.0])
 
@@ -184,7 +184,8 @@ def write_attention(
         bar[:, : round(width * float(slices[k]))] = COLOUR
         tiles.append(np.concatenate([rgb, bar]))
     with atomic_path(path) as temporary:
-        Image.fromarray(np.concatenate(tiles, axis=1).round().astype(np.uint8)).save(temporary, format="PNG")
+        picture = Image.fromarray(np.concatenate(tiles, axis=1).round().astype(np.uint8))
+        picture.save(temporary, format="PNG", compress_level=PNG_LEVEL)
 
 
 def _view(plane: np.ndarray, width: int) -> np.ndarray:
