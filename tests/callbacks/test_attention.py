@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from callbacks.attention import HEIGHT, SLICES, write_attention
+from callbacks.attention import SLICES, write_attention
+from callbacks.overlays import HEIGHT
 from datamodules.records import read_records
 from experiments.lightning_cli import fit_and_test
 from tests.tiny import CLASSIFIER, TESTED, Tiny

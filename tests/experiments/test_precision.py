@@ -1,0 +1,42 @@
+"""The line about bf16: only where the hardware has it and nothing was asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.lightning_cli import run_command
+from experiments.precision import best_precision, faster_precision
+from tests.tiny import CLASSIFIER, Tiny
+
+
+@pytest.mark.parametrize(
+    ("best", "asked", "said"),
+    [
+        ("bf16-mixed", None, True),
+        ("bf16-mixed", "32-true", False),
+        ("bf16-mixed", "bf16-mixed", False),
+        ("bf16-mixed", 32, False),
+        ("32-true", None, False),
+    ],
+)
+def test_said_where_it_helps(best: str, asked: str | int | None, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.precision.best_precision", lambda: best)
+    line = faster_precision(asked)
+    assert (line is not None) is said
+    if line is not None:
+        assert "trainer/bf16" in line
+
+
+def test_a_run_says_it_once(
+    tiny_cohort: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.precision.best_precision", lambda: "bf16-mixed")
+    monkeypatch.chdir(tiny_cohort.folder)
+    words = [
+        "-c", "direct", *CLASSIFIER, "--study", "precision", "--data.init_args.cohort", str(tiny_cohort.cohort),
+        "--data.init_args.splits", str(tiny_cohort.splits),
+    ]  # fmt: skip
+    assert run_command("fit", [*words, "--arm", "open"]) == 0
+    assert capsys.readouterr().err.count("-c trainer/bf16") == 1
+    assert run_command("fit", [*words, "--arm", "asked", "--trainer.precision", "32-true"]) == 0
+    assert "trainer/bf16" not in capsys.readouterr().err
