@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.lightning_cli import run_command
-from experiments.precision import best_precision, faster_precision
+from experiments.precision import faster_precision
 from tests.tiny import CLASSIFIER, Tiny
 
 
