@@ -121,6 +121,30 @@ def test_gate_of_a_full_mask_is_the_identity_bit_for_bit() -> None:
     assert torch.equal(MaskGate(3)(features, torch.ones(2, 1, 4, 4)), features)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("edges", [(5, 4), (5, 4, 3)])
+def test_a_gate_is_its_formula_with_its_gradients(kind: torch.dtype, edges: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, *edges, generator=generator).to(kind).requires_grad_()
+    mask = torch.rand(2, 1, *edges, generator=generator)
+    upstream = torch.randn(2, 3, *edges, generator=generator)
+    gate = MaskGate(3)
+    with torch.no_grad():
+        gate.logit.copy_(torch.tensor([-2.0, 0.5, 30.0]))
+    gate(features, mask).backward(upstream.to(kind))
+
+    double, logit = features.detach().double().requires_grad_(), gate.logit.detach().double().requires_grad_()
+    passed = torch.sigmoid(logit).view(1, -1, *[1] * len(edges))
+    expected = double * (mask.double() + (1 - mask.double()) * passed)
+    expected.backward(upstream.to(kind).double())  # type: ignore[no-untyped-call]  # torch's own
+    # bf16 keeps eight bits of each factor
+    close = 1e-5 if kind == torch.float32 else 2e-2
+    torch.testing.assert_close(gate(features, mask).double(), expected, rtol=close, atol=close)
+    assert features.grad is not None and gate.logit.grad is not None
+    torch.testing.assert_close(features.grad.double(), double.grad, rtol=close, atol=close)
+    torch.testing.assert_close(gate.logit.grad.double(), logit.grad, rtol=close, atol=10 * close)
+
+
 def test_attention_equals_a_softmax_over_the_liver_only() -> None:
     features, scores = torch.randn(2, 5, 4, 3), torch.randn(2, 1, 4, 3)
     mask = (torch.rand(2, 1, 4, 3) > 0.5).float()
