@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from torch import Tensor
 
 from datamodules.augmentation_base import BatchedTransform, Params, Range, as_axis_ranges, draw_axes, uniform
+from datamodules.grid_sampling import sample
 
 _DEGREE = 3  # of the B-spline, as in TorchIO
 
@@ -155,9 +155,10 @@ def sampling_grid(
         points = flat.view_as(points)
     points = (points / half[:, None, None, None]).flip(-1)  # grid_sample counts axes from the last
     bases = [_basis(int(edge), n, points) for edge, n in zip(shape, counts, strict=True)]
-    field = torch.einsum("ia,nabcd->nibcd", bases[0], points)
-    field = torch.einsum("jb,nibcd->nijcd", bases[1], field)
-    return torch.einsum("kc,nijcd->nijkd", bases[2], field)
+    # coordinates first and K last in memory: the sampler then reads three rows from one end to the other
+    field = torch.einsum("ia,nabcd->dnibc", bases[0], points)
+    field = torch.einsum("jb,dnibc->dnijc", bases[1], field)
+    return (field @ bases[2].T).movedim(0, -1)
 
 
 def pull_affine(scales: Tensor, degrees: Tensor, translation: Tensor) -> Tensor:
@@ -188,11 +189,10 @@ def resample(volume: Tensor, grid: Tensor, pad: Tensor | float, nearest: bool = 
         pad: Value outside, a number or shape (N, C).
         nearest: Nearest neighbour instead of linear.
     """
-    mode = "nearest" if nearest else "bilinear"
     if isinstance(pad, Tensor):
         level = pad.view(*pad.shape, 1, 1, 1)
-        return F.grid_sample(volume - level, grid, mode, "zeros", align_corners=False).add_(level)
-    moved = F.grid_sample(volume - pad if pad else volume, grid, mode, "zeros", align_corners=False)
+        return sample(volume - level, grid, nearest).add_(level)
+    moved = sample(volume - pad if pad else volume, grid, nearest)
     return moved.add_(pad) if pad else moved
 
 

@@ -1,0 +1,46 @@
+"""Our sampler against torch's own, wherever places lie."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own habit
+
+from datamodules import grid_sampling
+from datamodules.grid_sampling import sample
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("reach", [0.9, 1.3, 50.0])
+@pytest.mark.parametrize("points", [7, 1 << 16])
+def test_the_same_as_torch(
+    nearest: bool, channels: int, reach: float, points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_sampling, "_POINTS", points)
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(2, channels, 9, 7, 5, generator=generator)
+    grid = (2 * torch.rand(2, 4, 6, 8, 3, generator=generator) - 1) * reach
+    mode = "nearest" if nearest else "bilinear"
+    expected = F.grid_sample(volume, grid, mode, "zeros", align_corners=False)
+    torch.testing.assert_close(sample(volume, grid, nearest), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+def test_a_grid_at_rest_changes_nothing(nearest: bool) -> None:
+    volume = torch.randn(1, 1, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    grid = F.affine_grid(torch.eye(3, 4)[None], [1, 1, 6, 5, 4], align_corners=False)
+    torch.testing.assert_close(sample(volume, grid, nearest), volume, rtol=1e-6, atol=2e-6)
+
+
+def test_volumes_of_one_voxel_and_coordinates_first() -> None:
+    volume = torch.tensor([3.0]).view(1, 1, 1, 1, 1)
+    grid = torch.tensor([0.0, 0.0, 0.5]).view(3, 1, 1, 1, 1).movedim(0, -1)
+    expected = F.grid_sample(volume, grid.contiguous(), align_corners=False)
+    torch.testing.assert_close(sample(volume, grid), expected)
+
+
+def test_other_number_types_are_torchs() -> None:
+    volume = torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
+    grid = torch.rand(1, 2, 2, 2, 3, dtype=torch.float64)
+    assert torch.equal(sample(volume, grid), F.grid_sample(volume, grid, align_corners=False))
