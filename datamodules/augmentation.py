@@ -224,7 +224,8 @@ class BatchedAugmentation:
         if spacing is None or not moved.any():
             return
         chosen = moved.nonzero()[:, 0]
-        index = chosen.to(device)
+        # where all are moved, nothing has to be picked
+        index = slice(None) if chosen.numel() == items else chosen.to(device)
         grid = sampling_grid(
             image.shape[2:],
             spacing[index],
@@ -241,7 +242,7 @@ class BatchedAugmentation:
             image[index] = resample(source, grid, pad)
         elif self.label_interpolation == "nearest":
             image[index] = resample(source, grid, pad)
-            mask[index] = resample(mask[index].to(source.dtype), grid, 0.0, nearest=True).to(mask.dtype)
+            mask[index] = resample(mask[index], grid, 0.0, nearest=True)
         else:
             both = torch.cat([source, mask[index].to(source.dtype)], 1)
             pad = torch.cat([pad, pad.new_zeros(pad.shape[0], mask.shape[1])], 1)

@@ -7,9 +7,11 @@ points, evaluated once at every voxel.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from torch import Tensor
 
 from datamodules.augmentation_base import BatchedTransform, Params, Range, as_axis_ranges, draw_axes, uniform
@@ -154,11 +156,11 @@ def sampling_grid(
         flat = points.reshape(items, -1, 3) @ affine[:, :, :3].transpose(1, 2) + affine[:, None, :, 3]
         points = flat.view_as(points)
     points = (points / half[:, None, None, None]).flip(-1)  # grid_sample counts axes from the last
-    bases = [_basis(int(edge), n, points) for edge, n in zip(shape, counts, strict=True)]
+    bases = [_basis(int(edge), n, points.dtype, points.device) for edge, n in zip(shape, counts, strict=True)]
     # coordinates first and K last in memory: the sampler then reads three rows from one end to the other
     field = torch.einsum("ia,nabcd->dnibc", bases[0], points)
     field = torch.einsum("jb,dnibc->dnijc", bases[1], field)
-    return (field @ bases[2].T).movedim(0, -1)
+    return F.linear(field.contiguous(), bases[2]).movedim(0, -1)
 
 
 def pull_affine(scales: Tensor, degrees: Tensor, translation: Tensor) -> Tensor:
@@ -196,14 +198,15 @@ def resample(volume: Tensor, grid: Tensor, pad: Tensor | float, nearest: bool = 
     return moved.add_(pad) if pad else moved
 
 
-def _basis(edge: int, points: int, like: Tensor) -> Tensor:
-    """Weight of each control point in each voxel centre of an axis, shape (edge, points)."""
+@functools.lru_cache(maxsize=64)
+def _basis(edge: int, points: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weight of each control point in each voxel centre of an axis, shape (edge, points); not to be changed."""
     spans = points - _DEGREE
-    place = (torch.arange(edge, device=like.device, dtype=torch.float64) + 0.5) / edge * spans
-    distance = (place[:, None] - (torch.arange(points, device=like.device, dtype=torch.float64) - 1)).abs()
+    place = (torch.arange(edge, device=device, dtype=torch.float64) + 0.5) / edge * spans
+    distance = (place[:, None] - (torch.arange(points, device=device, dtype=torch.float64) - 1)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance).clamp(min=0) ** 3 / 6
-    return torch.where(distance < 1, near, far).to(like.dtype)
+    return torch.where(distance < 1, near, far).to(dtype)
 
 
 def _rotation(angle: Tensor, axis: int) -> Tensor:

@@ -19,16 +19,17 @@ def sample(volume: Tensor, grid: Tensor, nearest: bool = False) -> Tensor:
     inside. With a margin of zeros all of them do, and whole rows can be computed at once.
 
     Args:
-        volume: Shape (N, C, I, J, K), float.
+        volume: Shape (N, C, I, J, K), float; any number type for nearest neighbours.
         grid: As for ``grid_sample`` with ``align_corners=False``, shape (N, I', J', K', 3): places in [-1, 1] from
             border to border, the last axis first.
         nearest: Nearest neighbour instead of linear.
 
     Returns:
-        Shape (N, C, I', J', K'); what lies outside counts as zero.
+        Shape (N, C, I', J', K'), of the volume's type; what lies outside counts as zero.
     """
-    if volume.device.type != "cpu" or volume.dtype != torch.float32:
-        return F.grid_sample(volume, grid, "nearest" if nearest else "bilinear", "zeros", align_corners=False)
+    if volume.device.type != "cpu" or grid.dtype != torch.float32 or not (nearest or volume.dtype == torch.float32):
+        mode = "nearest" if nearest else "bilinear"
+        return F.grid_sample(volume.to(grid.dtype), grid, mode, "zeros", align_corners=False).to(volume.dtype)
     padded = F.pad(volume, (1, 2) * 3)
     steps = (padded.shape[3] * padded.shape[4], padded.shape[4])
     moved = volume.new_empty(*volume.shape[:2], *grid.shape[1:4])

@@ -44,3 +44,13 @@ def test_other_number_types_are_torchs() -> None:
     volume = torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
     grid = torch.rand(1, 2, 2, 2, 3, dtype=torch.float64)
     assert torch.equal(sample(volume, grid), F.grid_sample(volume, grid, align_corners=False))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.bool, torch.float16])
+def test_labels_keep_their_type(kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (2, 1, 6, 5, 4), generator=generator)
+    grid = (2 * torch.rand(2, 3, 3, 3, 3, generator=generator) - 1) * 1.2
+    expected = F.grid_sample(labels.float(), grid, "nearest", align_corners=False)
+    found = sample(labels.to(kind), grid, nearest=True)
+    assert found.dtype == kind and torch.equal(found.float(), expected)
