@@ -80,7 +80,7 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
         # all scans and masks are checked before the run directory is begun; Lightning's own call finds them done
         cli.datamodule.prepare_data()
         begin(run, point, notes)
-        if faster := faster_precision(cli.config.trainer.precision):
+        if faster := faster_precision(cli.config.trainer.precision, cli.trainer.strategy.root_device.type):
             say(faster)
     cli.log_configuration()
     cli.record(point)

@@ -20,8 +20,8 @@ from tests.tiny import CLASSIFIER, Tiny
     ],
 )
 def test_said_where_it_helps(best: str, asked: str | int | None, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.precision.best_precision", lambda: best)
-    line = faster_precision(asked)
+    monkeypatch.setattr("experiments.precision.best_precision", lambda device: best)
+    line = faster_precision(asked, "cpu")
     assert (line is not None) is said
     if line is not None:
         assert "trainer/bf16" in line
@@ -30,7 +30,7 @@ def test_said_where_it_helps(best: str, asked: str | int | None, said: bool, mon
 def test_a_run_says_it_once(
     tiny_cohort: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.precision.best_precision", lambda: "bf16-mixed")
+    monkeypatch.setattr("experiments.precision.best_precision", lambda device: "bf16-mixed")
     monkeypatch.chdir(tiny_cohort.folder)
     words = [
         "-c", "direct", *CLASSIFIER, "--study", "precision", "--data.init_args.cohort", str(tiny_cohort.cohort),
@@ -40,3 +40,11 @@ def test_a_run_says_it_once(
     assert capsys.readouterr().err.count("-c trainer/bf16") == 1
     assert run_command("fit", [*words, "--arm", "asked", "--trainer.precision", "32-true"]) == 0
     assert "trainer/bf16" not in capsys.readouterr().err
+
+
+def test_a_run_on_the_processor_is_not_told_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict, raising=False)
+    assert faster_precision(None, "cpu") is None
+    assert faster_precision(None, "cuda") is not None
