@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.networks.short_conv import mend_short_convolutions
+from lightning_modules.networks.narrow_conv import use_narrow_convolutions
 
 Schedule = Literal["constant", "cosine", "poly"]
 Value = TypeVar("Value")
@@ -81,7 +81,7 @@ class TaskModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over all trainable parameters, and its schedule by step."""
-        mend_short_convolutions(self)
+        use_narrow_convolutions(self)
         optimizer = self.optimizer_factory(self.optimized())
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)

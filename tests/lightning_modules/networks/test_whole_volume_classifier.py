@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.masked_classification import MaskedClassificationModule
 from lightning_modules.networks.initial_weights import without_initial_weights
 from lightning_modules.networks.mask_injection import MASK_WAYS, PROBE_WAYS, resize_mask
-from lightning_modules.networks.short_conv import mend_short_convolutions
+from lightning_modules.networks.narrow_conv import use_narrow_convolutions
 from lightning_modules.networks.unet import NNUNet
 from lightning_modules.networks.volume_encoder import VolumeEncoder
 from lightning_modules.networks.whole_volume_classifier import WholeVolumeClassifier, by_slice
@@ -78,7 +78,7 @@ def test_every_encoder_takes_all_ways_of_the_mask(kind: str, dtype: torch.dtype)
     image, mask = volumes(edge_of(kind))
     made = network(kind, *MASK_WAYS)
     # as training does
-    mend_short_convolutions(made)
+    use_narrow_convolutions(made)
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         output = made(image, mask)
     assert output.logits.shape == (2, 1)
