@@ -238,15 +238,14 @@ class BatchedAugmentation:
             if self.default_pad_value == "minimum"
             else torch.full(source.shape[:2], float(self.default_pad_value), device=device)
         )
-        if mask is None:
-            image[index] = resample(source, grid, pad)
-        elif self.label_interpolation == "nearest":
-            image[index] = resample(source, grid, pad)
-            mask[index] = resample(mask[index], grid, 0.0, nearest=True)
+        if mask is None or self.label_interpolation == "nearest":
+            image[index], labels = resample(source, grid, pad, None if mask is None else mask[index])
+            if mask is not None and labels is not None:
+                mask[index] = labels
         else:
             both = torch.cat([source, mask[index].to(source.dtype)], 1)
             pad = torch.cat([pad, pad.new_zeros(pad.shape[0], mask.shape[1])], 1)
-            both = resample(both, grid, pad)
+            both, _ = resample(both, grid, pad)
             image[index] = both[:, : source.shape[1]]
             soft = both[:, source.shape[1] :]
             mask[index] = (soft if mask.is_floating_point() else soft >= 0.5).to(mask.dtype)

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own habit
 from torch import Tensor
 
 from datamodules.augmentation_base import BatchedTransform, Params, Range, as_axis_ranges, draw_axes, uniform
-from datamodules.grid_sampling import sample
+from datamodules.grid_sampling import sample, sample_with_labels
 
 _DEGREE = 3  # of the B-spline, as in TorchIO
 
@@ -182,20 +182,23 @@ def pull_affine(scales: Tensor, degrees: Tensor, translation: Tensor) -> Tensor:
     return torch.cat([linear, shift], 2)
 
 
-def resample(volume: Tensor, grid: Tensor, pad: Tensor | float, nearest: bool = False) -> Tensor:
-    """Resample a batch, with a value of each item's own outside the volume.
+def resample(volume: Tensor, grid: Tensor, pad: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Resample a batch linearly, and its labels by nearest neighbours.
 
     Args:
         volume: Shape (N, C, I, J, K), float.
         grid: From :func:`sampling_grid`.
-        pad: Value outside, a number or shape (N, C).
-        nearest: Nearest neighbour instead of linear.
+        pad: Value outside the volume, shape (N, C); labels are 0 there.
+        labels: Shape (N, S, I, J, K), any number type, or None.
+
+    Returns:
+        Both, of the same shapes and types.
     """
-    if isinstance(pad, Tensor):
-        level = pad.view(*pad.shape, 1, 1, 1)
-        return sample(volume - level, grid, nearest).add_(level)
-    moved = sample(volume - pad if pad else volume, grid, nearest)
-    return moved.add_(pad) if pad else moved
+    level = pad.view(*pad.shape, 1, 1, 1)
+    if labels is None:
+        return sample(volume - level, grid).add_(level), None
+    moved, moved_labels = sample_with_labels(volume - level, labels, grid)
+    return moved.add_(level), moved_labels
 
 
 @functools.lru_cache(maxsize=64)

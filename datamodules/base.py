@@ -18,6 +18,7 @@ from datamodules.batch import Batch
 from datamodules.cohort import Scan
 from datamodules.errors import InputError
 from datamodules.loading import Loading, ResidentStore, Workers, channel_first, chosen_loading
+from datamodules.loading_ahead import LoaderAhead, Waited
 from datamodules.opening import check_loading, opened
 from datamodules.preprocessing import Preprocessing
 from datamodules.sampling import SeededItems, TrainingSampler
@@ -41,8 +42,9 @@ class CohortDataModule(LightningDataModule):
         preprocessing: Grid and normalisation.
         sequences: Sequences to use; for one-sequence modules exactly one.
         batch_size: Scans (or patches) in a batch on each device; every training batch is full.
-        workers: Loader processes; 0 loads in the training process, which is fastest on a processor because the
-            store is memory-mapped; ``auto`` chooses from the machine, and says what.
+        workers: Loader processes; 0 loads in the training process (on a processor in a thread of it, which augments
+            as well), which is fastest on a processor because the store is memory-mapped; ``auto`` chooses from the
+            machine, and says what.
         resident: Keep each scan on the device once it was read, 2 bytes a voxel: nothing is loaded any more.
         augmentation: Batched augmentation of training batches on the device; None for none.
 
@@ -78,7 +80,7 @@ class CohortDataModule(LightningDataModule):
         self.resident = resident
         self._resident_store: ResidentStore | None = None
         self.augmentation = augmentation
-        self.augmentation_s = 0.0  # seconds spent in it so far
+        self.augmentation_s = 0.0  # seconds for which training waited for it so far
         # seed_everything leaves the run's seed there: other seeds must shuffle, cut and augment otherwise
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
@@ -140,19 +142,29 @@ class CohortDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training batches on the device; an item's parameters depend on its seed alone."""
+        """Augment training batches on the device, unless the loader has; parameters depend on an item's seed alone."""
         if "seed" not in batch:
             return batch
+        began = time.monotonic()
+        batch = self._augmented(batch)
+        self.augmentation_s += time.monotonic() - began
+        return batch
+
+    def _augmented(self, batch: Batch) -> Batch:
         seeds = batch.pop("seed")
         if self.augmentation is None:
             return batch
-        began = time.monotonic()
         image, mask = self.augmentation(batch["image"], batch.get("mask"), seeds, self.known_spacing)
-        self.augmentation_s += time.monotonic() - began
         batch["image"] = image
         if mask is not None:
             batch["mask"] = mask
         return batch
+
+    def _augmented_ahead(self, batch: Batch) -> Batch:
+        return self._augmented(self.on_before_batch_transfer(batch, 0))
+
+    def _note_waited(self, waited: Waited) -> None:
+        self.augmentation_s += waited.seconds * waited.augmentation
 
     @property
     def known_spacing(self) -> tuple[float, float, float] | None:
@@ -169,17 +181,23 @@ class CohortDataModule(LightningDataModule):
         """A loader; training shuffles, drops nothing and fills the last step up, as ``TrainingSampler`` says."""
         size = self.batch_size if batch_size is None else batch_size
         loading = self._loading(size, train)
-        return DataLoader(
-            SeededItems(dataset) if train else dataset,
-            batch_size=size,
-            sampler=self.training_sampler(dataset, size) if train else None,
-            num_workers=loading.workers,
-            prefetch_factor=loading.ahead if loading.workers else None,
-            persistent_workers=loading.workers > 0,
-            pin_memory=torch.cuda.is_available() and not self.resident,
+        items = SeededItems(dataset) if train else dataset
+        options: dict[str, Any] = {
+            "batch_size": size,
+            "sampler": self.training_sampler(dataset, size) if train else None,
+            "num_workers": loading.workers,
+            "prefetch_factor": loading.ahead if loading.workers else None,
+            "persistent_workers": loading.workers > 0,
+            "pin_memory": torch.cuda.is_available() and not self.resident,
             # a loader draws a number for its processes: not from the generator that dropout draws from
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        on_processor = self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
+        if train and on_processor and not loading.workers:
+            # TorchIO draws from torch's global generator, as dropout does: it stays in the training's own thread
+            prepare = self._augmented_ahead if type(self.augmentation) is BatchedAugmentation else None
+            return LoaderAhead(items, prepare=prepare, waited=self._note_waited, **options)
+        return DataLoader(items, **options)
 
     def _loading(self, batch_size: int, train: bool) -> Loading:
         """How this loader loads; said once where it was chosen and an accelerator is fed."""
