@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +14,10 @@ NARROW, WIDE = 7, 128
 Measured on a processor with amx_bf16 over some two hundred layers: at most half of oneDNN's time over maps of up to
 five voxels along the last axis, 0.4 to 1.1 of it up to seven, and more than it from eight on.
 """
+
+_CAPABILITIES: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+MATRIX_UNIT = bool(_CAPABILITIES.get("amx_bf16"))
+"""Whether the processor multiplies matrices of bfloat16 in a unit of its own (Intel's); torch 2.11 cannot tell."""
 
 
 def columns(image: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
@@ -93,7 +96,7 @@ class _NarrowConv(nn.modules.conv._ConvNd):
         if input.ndim == 5 and input.shape[2] == 2 and self.kernel_size[0] > 1:
             return True
         last = (input.shape[-1] + 2 * int(self.padding[-1]) - self.kernel_size[-1]) // self.stride[-1] + 1
-        return last <= NARROW and self.in_channels >= WIDE and has_matrix_unit()
+        return last <= NARROW and self.in_channels >= WIDE and MATRIX_UNIT
 
 
 class NarrowConv2d(_NarrowConv, nn.Conv2d):
@@ -111,13 +114,6 @@ class NarrowConv3d(_NarrowConv, nn.Conv3d):
     more than one along it, the gradient of the weights in bfloat16 reads memory that nobody has written. It differs
     from call to call and at times is not finite. One voxel, three and more are right, so is the gradient of the input.
     """
-
-
-@cache
-def has_matrix_unit() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 in a unit of its own (Intel's amx_bf16)."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
 
 
 def use_narrow_convolutions(network: nn.Module) -> None:

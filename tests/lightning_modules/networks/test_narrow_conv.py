@@ -73,7 +73,7 @@ def test_the_product_gives_torchs_gradients(case: int, last: bool, monkeypatch: 
         taken.append(columns(*values))
         return taken[-1]
 
-    monkeypatch.setattr(narrow_conv, "has_matrix_unit", lambda: True)
+    monkeypatch.setattr(narrow_conv, "MATRIX_UNIT", True)
     monkeypatch.setattr(narrow_conv, "columns", watched)
     layer, size = copy.deepcopy(CASES[case])
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def test_neighbourhoods_are_those_of_unfold() -> None:
 
 
 def test_wide_maps_groups_and_frozen_weights_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(narrow_conv, "has_matrix_unit", lambda: True)
+    monkeypatch.setattr(narrow_conv, "MATRIX_UNIT", True)
     monkeypatch.setattr(narrow_conv, "columns", lambda *_: pytest.fail("taken"))
     layers = [
         (nn.Conv2d(128, 8, 3, padding=1), 8), (nn.Conv2d(64, 8, 3, padding=1), 4),
