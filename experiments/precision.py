@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+_CUDNN = 91500
+"""From this version on cuDNN is fast at 3D convolutions in 16 bits."""
 
 
 def best_precision(device: str | None = None) -> Literal["bf16-mixed", "32-true"]:
@@ -40,4 +46,30 @@ def faster_precision(asked: str | int | None, device: str) -> str | None:
         return None
     return (
         "precision: 32-true, as nothing is asked for; this machine computes in bf16 too, mostly faster: -c trainer/bf16"
+    )
+
+
+def slow_convolutions(network: Module, asked: str | int | None, device: str) -> str | None:
+    """A line for a run whose 3D convolutions cuDNN is slow at; None where there is nothing.
+
+    Before version 9.15 torch goes round its kernels for 16 bits, at about four times the time and several times the
+    memory (PyTorch's issues 166122 and 166643).
+
+    Args:
+        network: What is trained.
+        asked: ``trainer.precision`` as configured.
+        device: Kind of the device that the run computes on.
+    """
+    import torch
+
+    version = torch.backends.cudnn.version() if device == "cuda" else None  # type: ignore[no-untyped-call]  # torch's own
+    if version is None or version >= _CUDNN or not str(asked).startswith(("bf16", "16")):
+        return None
+    if not any(isinstance(layer, torch.nn.Conv3d) for layer in network.modules()):
+        return None
+    cuda = str(torch.version.cuda).partition(".")[0]
+    found = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    return (
+        f"trainer.precision: {asked}, and with cuDNN {found} 3D convolutions in 16 bits are slow and take more memory: "
+        f"pip install 'nvidia-cudnn-cu{cuda}>=9.15', or 32-true"
     )

@@ -16,7 +16,7 @@ from datamodules.errors import RunFailedError
 from datamodules.saying import say
 from experiments.checkpoints import differences, weights_of
 from experiments.cli_cells import refuse_if_trained
-from experiments.precision import faster_precision
+from experiments.precision import faster_precision, slow_convolutions
 from experiments.wandb_media import log_results
 from experiments.wandb_runs import finish_wandb, go_on
 from lightning_modules.classification import PatientClassifier
@@ -80,8 +80,10 @@ def fit(cli: HepastageCLI, restart: bool = False) -> None:
         # all scans and masks are checked before the run directory is begun; Lightning's own call finds them done
         cli.datamodule.prepare_data()
         begin(run, point, notes)
-        if faster := faster_precision(cli.config.trainer.precision, cli.trainer.strategy.root_device.type):
-            say(faster)
+        asked, device = cli.config.trainer.precision, cli.trainer.strategy.root_device.type
+        for line in (faster_precision(asked, device), slow_convolutions(cli.model, asked, device)):
+            if line is not None:
+                say(line)
     cli.log_configuration()
     cli.record(point)
     go_on(cli.trainer.loggers, run, fresh=True)

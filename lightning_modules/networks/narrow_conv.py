@@ -11,8 +11,7 @@ from torch.nn.functional import pad
 NARROW, WIDE = 7, 128
 """Largest last axis of a result, and least number of channels, from which a product of matrices is the faster one.
 
-Measured on a processor with amx_bf16 over some two hundred layers: at most half of oneDNN's time over maps of up to
-five voxels along the last axis, 0.4 to 1.1 of it up to seven, and more than it from eight on.
+From benchmarks/narrow_conv.py on a processor with amx_bf16.
 """
 
 _CAPABILITIES: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -39,6 +38,25 @@ def columns(image: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], pad
     return windows.movedim(len(kernel) + 1, -1).flatten(len(kernel) + 1).flatten(0, len(kernel))
 
 
+def weight_gradient(
+    image: Tensor, gradient: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
+    """The gradient of a convolution's weights, as one product of matrices.
+
+    Args:
+        image: What was convolved, shape (B, C, ...) with two or three spatial axes.
+        gradient: Of the result, shape (B, C', ...).
+        kernel: See :func:`columns`.
+        stride: See :func:`columns`.
+        padding: See :func:`columns`.
+
+    Returns:
+        Shape (C', C, *kernel), channels last.
+    """
+    product = gradient.movedim(1, -1).flatten(0, -2).t() @ columns(image, kernel, stride, padding)
+    return product.view(-1, *kernel, image.shape[1]).movedim(-1, 1)
+
+
 class _Convolution(torch.autograd.Function):
     """torch's convolution, with the gradient of the weights as one product of matrices."""
 
@@ -62,13 +80,8 @@ class _Convolution(torch.autograd.Function):
             gradient, image, weight, [len(weight)], ctx.stride, ctx.padding, [1] * rest, False, [0] * rest, 1,
             [of_image, False, of_bias],
         )  # fmt: skip
-        weight_gradient = None
-        if of_weight:
-            kernel = weight.shape[2:]
-            places = gradient.movedim(1, -1).flatten(0, -2)
-            product = places.t() @ columns(image, kernel, ctx.stride, ctx.padding)
-            weight_gradient = product.view(-1, *kernel, image.shape[1]).movedim(-1, 1)
-        return image_gradient, weight_gradient, bias_gradient, None, None
+        product = weight_gradient(image, gradient, weight.shape[2:], ctx.stride, ctx.padding) if of_weight else None
+        return image_gradient, product, bias_gradient, None, None
 
 
 class _NarrowConv(nn.modules.conv._ConvNd):

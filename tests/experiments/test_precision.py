@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from experiments.lightning_cli import run_command
-from experiments.precision import faster_precision
+from experiments.precision import faster_precision, slow_convolutions
 from tests.tiny import CLASSIFIER, Tiny
 
 
@@ -48,3 +49,27 @@ def test_a_run_on_the_processor_is_not_told_of_the_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cpu.get_capabilities", dict, raising=False)
     assert faster_precision(None, "cpu") is None
     assert faster_precision(None, "cuda") is not None
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "device", "layer", "said"),
+    [
+        (91300, "bf16-mixed", "cuda", nn.Conv3d(1, 1, 3), True),
+        (91300, "16-mixed", "cuda", nn.Conv3d(1, 1, 3), True),
+        (91500, "bf16-mixed", "cuda", nn.Conv3d(1, 1, 3), False),
+        (91300, None, "cuda", nn.Conv3d(1, 1, 3), False),
+        (91300, "32-true", "cuda", nn.Conv3d(1, 1, 3), False),
+        (91300, "bf16-mixed", "cuda", nn.Conv2d(1, 1, 3), False),
+        (91300, "bf16-mixed", "cpu", nn.Conv3d(1, 1, 3), False),
+        (None, "bf16-mixed", "cuda", nn.Conv3d(1, 1, 3), False),
+    ],
+)
+def test_an_old_cudnn_is_named(
+    version: int | None, asked: str | None, device: str, layer: nn.Module, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cudnn.version", lambda: version)
+    monkeypatch.setattr("torch.version.cuda", "13.2")
+    line = slow_convolutions(nn.Sequential(layer), asked, device)
+    assert (line is not None) is said
+    if line is not None:
+        assert "cuDNN 9.13.0" in line and "nvidia-cudnn-cu13>=9.15" in line
