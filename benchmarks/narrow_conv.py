@@ -4,8 +4,8 @@
 
 Layers of a ResNet over slices and of the nnU-Net topology, in bfloat16, channels last, from above and from below the
 limits in ``lightning_modules/networks/narrow_conv.py``; both ways take turns within a round, on as many threads as
-``OMP_NUM_THREADS`` says (1 where it is not set). Says nothing where the processor has no matrix unit for bfloat16:
-there torch's own gradient is used.
+``OMP_NUM_THREADS`` says (1 where it is not set). On a processor without a matrix unit for bfloat16 the table says what
+the product would take: training uses torch's own gradient there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from lightning_modules.networks.narrow_conv import MATRIX_UNIT, NARROW, WIDE
+    from lightning_modules.networks.narrow_conv import MATRIX_UNIT, product_pays
 
     console = Console(width=110)
     if not MATRIX_UNIT:
@@ -56,7 +56,7 @@ def main() -> None:
     for layer in LAYERS:
         theirs, ours, places = race(layer, options.rounds)
         ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
-        used = MATRIX_UNIT and places[-1] <= NARROW and layer.channels >= WIDE
+        used = product_pays(layer.channels, places[-1])
         table.add_row(
             f"{layer.items} × {layer.channels} to {layer.outputs}", " × ".join(map(str, places)),
             f"{statistics.median(theirs):.1f}", f"{statistics.median(ours):.1f}",

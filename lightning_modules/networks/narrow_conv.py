@@ -57,6 +57,16 @@ def weight_gradient(
     return product.view(-1, *kernel, image.shape[1]).movedim(-1, 1)
 
 
+def product_pays(channels: int, last: int) -> bool:
+    """Whether the product is the faster way here.
+
+    Args:
+        channels: Of the image.
+        last: Edge of the result along its last axis, in voxels.
+    """
+    return MATRIX_UNIT and channels >= WIDE and last <= NARROW
+
+
 class _Convolution(torch.autograd.Function):
     """torch's convolution, with the gradient of the weights as one product of matrices."""
 
@@ -109,7 +119,7 @@ class _NarrowConv(nn.modules.conv._ConvNd):
         if input.ndim == 5 and input.shape[2] == 2 and self.kernel_size[0] > 1:
             return True
         last = (input.shape[-1] + 2 * int(self.padding[-1]) - self.kernel_size[-1]) // self.stride[-1] + 1
-        return last <= NARROW and self.in_channels >= WIDE and MATRIX_UNIT
+        return product_pays(self.in_channels, last)
 
 
 class NarrowConv2d(_NarrowConv, nn.Conv2d):
